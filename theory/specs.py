@@ -1,0 +1,211 @@
+"""What is given: accelerators, transformers and how they are deployed. Frozen, checked once, units in the comments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from .errors import require
+
+Precision = Literal["bf16", "fp8"]
+PRECISION_BYTES: dict[str, int] = {"bf16": 2, "fp8": 1}  # [byte per number]
+
+
+def _positive(spec: object, *names: str, unit: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        require(math.isfinite(value) and value > 0, name, f"must be finite and above 0 [{unit}]", value)
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One GPU as its datasheet describes it. Efficiencies are not in here: they belong to a profile.
+
+    Raises
+    ------
+    InputError
+        If a quantity is not finite and positive.
+    """
+
+    name: str
+    memory: float  # device memory as the driver reports it [byte]
+    bandwidth: float  # peak memory bandwidth [byte/s]
+    flops_bf16: float  # peak dense bf16 rate [FLOP/s]
+    flops_fp8: float  # peak dense fp8 rate; equal to flops_bf16 where fp8 is not supported in hardware [FLOP/s]
+    link_bandwidth: float  # GPU-to-GPU bandwidth, one direction, per GPU [byte/s]
+    sms: int  # streaming multiprocessors [-]
+    l2: float  # last-level cache [byte]
+    power: float  # board power limit [W]
+    source: str = ""  # where the figures come from
+
+    def __post_init__(self) -> None:
+        _positive(self, "memory", "l2", unit="byte")
+        _positive(self, "bandwidth", "link_bandwidth", unit="byte/s")
+        _positive(self, "flops_bf16", "flops_fp8", unit="FLOP/s")
+        _positive(self, "sms", unit="-")
+        _positive(self, "power", unit="W")
+
+    def flops(self, precision: Precision) -> float:
+        """Return the peak dense rate at ``precision`` [FLOP/s]."""
+        return self.flops_bf16 if precision == "bf16" else self.flops_fp8
+
+
+@dataclass(frozen=True, slots=True)
+class Transformer:
+    """A decoder-only transformer by its dimensions; everything else (parameters, bytes, FLOPs) follows from them.
+
+    Raises
+    ------
+    InputError
+        If a dimension is not a positive integer or the head counts do not divide.
+    """
+
+    name: str
+    layers: int
+    hidden: int  # model width d
+    heads: int  # query heads
+    kv_heads: int  # key/value heads (= heads for multi-head attention)
+    head_dim: int
+    ffn: int  # inner width of the feed-forward block
+    vocab: int  # rows of the embedding table
+    max_context: int  # longest sequence the model was made for [tokens]
+    gated: bool = True  # SwiGLU (gate, up, down) or plain (up, down)
+    tied: bool = False  # LM head shares the embedding table
+    qkv_bias: bool = False
+    output_bias: bool = False  # bias of the attention output projection
+    ffn_bias: bool = False
+    norm_bias: bool = False  # LayerNorm (weight and bias) instead of RMSNorm (weight)
+    qk_norm: bool = False  # a norm of head_dim on queries and on keys (Qwen3)
+    final_norm: bool = True
+    positions: int = 0  # rows of a learned position table; 0 for rotary positions
+    embedding_dim: int = 0  # width of the embedding table if it differs from `hidden` (OPT-350M); 0: the same
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_context"):
+            value = getattr(self, name)
+            require(
+                isinstance(value, int) and not isinstance(value, bool) and value > 0,
+                name,
+                "must be a positive integer [-]",
+                value,
+            )
+        require(
+            self.heads % self.kv_heads == 0,
+            "kv_heads",
+            f"must divide the {self.heads} query heads [-]",
+            self.kv_heads,
+        )
+        require(self.positions >= 0 and self.embedding_dim >= 0, "positions", "must be at least 0 [-]", self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """How one draft round is run: gamma tokens proposed, each accepted with probability alpha given its predecessors.
+
+    Raises
+    ------
+    InputError
+        If the length is negative or the acceptance is not a probability.
+    """
+
+    length: int  # gamma [tokens]
+    acceptance: float  # alpha_iid [-]
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.length, int) and self.length >= 0,
+            "length",
+            "must be an integer of at least 0 [tokens]",
+            self.length,
+        )
+        require(
+            0.0 <= self.acceptance <= 1.0,
+            "acceptance",
+            "must lie in [0, 1] [-]",
+            self.acceptance,
+            "It is a probability per drafted token: pass 0.8, not 80.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Engine limits of one replica, with the names and defaults of vLLM v1."""
+
+    max_num_seqs: int = 256  # sequences in one step
+    max_num_batched_tokens: int = 8192  # tokens in one step
+    gpu_memory_utilization: float = 0.90  # share of device memory the engine may fill [-]
+    block_size: int = 16  # tokens in a KV block
+    reserve: float = 2.5e9  # per GPU, activations, CUDA graphs and communication buffers [byte]; assumed
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            require(
+                math.isfinite(value) and (value > 0 or field.name == "reserve"),
+                field.name,
+                "must be finite and above 0",
+                value,
+            )
+        require(
+            self.gpu_memory_utilization <= 1.0,
+            "gpu_memory_utilization",
+            "must lie in (0, 1] [-]",
+            self.gpu_memory_utilization,
+            "It is a share: pass 0.9, not 90.",
+        )
+        require(
+            self.max_num_batched_tokens >= self.max_num_seqs,
+            "max_num_batched_tokens",
+            f"must be at least `max_num_seqs` = {self.max_num_seqs} [tokens]",
+            self.max_num_batched_tokens,
+            "Every running sequence needs one token of each step.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One replica of a model: on which accelerator, split how, at which precision, under which limits."""
+
+    model: Transformer
+    accelerator: Accelerator
+    tp: int = 1  # tensor-parallel degree [GPUs]
+    precision: Precision = "bf16"  # of weights and GEMMs
+    kv_precision: Precision = "bf16"  # of the KV cache
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        check_tp(self.model, self.tp)
+        for name in ("precision", "kv_precision"):
+            value = getattr(self, name)
+            require(value in PRECISION_BYTES, name, f"must be one of {', '.join(PRECISION_BYTES)}", value)
+
+
+def check_tp(model: Transformer, tp: int) -> None:
+    """Refuse a tensor-parallel degree that does not split ``model`` evenly.
+
+    Raises
+    ------
+    InputError
+        Unless ``tp`` is a positive integer that divides the query heads and the feed-forward width, and divides or is
+        a multiple of the KV heads (then KV heads are replicated).
+    """
+    require(
+        isinstance(tp, int) and tp > 0, "tp", "must be a positive integer [GPUs]", tp, "Usual degrees are 1, 2, 4, 8."
+    )
+    fits = [t for t in (1, 2, 4, 8, 16) if _splits(model, t)]
+    require(
+        _splits(model, tp),
+        "tp",
+        f"must split the {model.heads} heads, {model.kv_heads} KV heads and inner width {model.ffn} of "
+        f"{model.name} evenly [GPUs]",
+        tp,
+        f"Use one of {', '.join(map(str, fits))}.",
+    )
+
+
+def _splits(model: Transformer, tp: int) -> bool:
+    return (
+        model.heads % tp == 0 and model.ffn % tp == 0 and (model.kv_heads % tp == 0 or tp % model.kv_heads == 0)
+    )
