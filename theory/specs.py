@@ -206,6 +206,4 @@ def check_tp(model: Transformer, tp: int) -> None:
 
 
 def _splits(model: Transformer, tp: int) -> bool:
-    return (
-        model.heads % tp == 0 and model.ffn % tp == 0 and (model.kv_heads % tp == 0 or tp % model.kv_heads == 0)
-    )
+    return model.heads % tp == 0 and model.ffn % tp == 0 and (model.kv_heads % tp == 0 or tp % model.kv_heads == 0)

@@ -8,12 +8,12 @@ from .specs import PRECISION_BYTES, Precision, Transformer
 
 
 class Gemm(NamedTuple):
-    """A weight matrix that each of ``count`` calls multiplies with the tokens of a step: (m x k) (k x n)."""
+    """A weight matrix that each of ``calls`` calls multiplies with the tokens of a step: (m x k) (k x n)."""
 
     name: str
     n: int  # output width [-]
     k: int  # input width [-]
-    count: int  # calls in one forward pass [-]
+    calls: int  # in one forward pass [-]
 
 
 def layer_gemms(model: Transformer, tp: int = 1) -> tuple[Gemm, ...]:
@@ -71,8 +71,8 @@ def parameters(model: Transformer) -> int:
 
 
 def weight_bytes(model: Transformer, precision: Precision = "bf16") -> float:
-    """Return the bytes of the weights over all GPUs; embeddings and LM head stay bf16 when the layers are fp8 [byte]."""
-    in_layers = sum(g.n * g.k * g.count for g in layer_gemms(model))
+    """Return the bytes of the weights over all GPUs; outside the layers they stay bf16 [byte]."""
+    in_layers = sum(g.n * g.k * g.calls for g in layer_gemms(model))
     return float(in_layers * PRECISION_BYTES[precision] + (parameters(model) - in_layers) * PRECISION_BYTES["bf16"])
 
 
@@ -94,5 +94,5 @@ def decode_flops(model: Transformer, context: float = 0.0) -> float:
     ------
     Kaplan et al. (2020), arXiv:2001.08361, table 1 (the attention term counts both products).
     """
-    gemms = sum(2 * g.n * g.k * g.count for g in (*layer_gemms(model), head_gemm(model)))
+    gemms = sum(2 * g.n * g.k * g.calls for g in (*layer_gemms(model), head_gemm(model)))
     return float(gemms + 4 * model.layers * model.heads * model.head_dim * context)
