@@ -9,7 +9,7 @@ class InputError(ValueError):
     """An input broke a stated rule; the message is one line a user can act on (exit code 2)."""
 
 
-class Infeasible(Exception):
+class InfeasibleError(Exception):
     """Nothing satisfies the constraints; the message names the one that binds and the nearest plan (exit code 3)."""
 
 

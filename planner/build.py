@@ -1,0 +1,166 @@
+"""From the words of a scenario to objects: models, profile, drafts with their acceptance, outcomes, requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calibration.profiles import load_profile
+from simulator import workload as wl
+from simulator.workload import Workload
+from theory import outcomes as oc
+from theory.acceptance import SDSL, Acceptance, predicted_acceptance
+from theory.catalog import accelerator, model
+from theory.errors import refuse, require
+from theory.latency import Profile
+from theory.outcomes import Outcomes
+from theory.scaling import HOFFMANN, perplexity
+from theory.specs import Accelerator, Deployment, Limits, Transformer, check_tp
+from theory.work import parameters
+
+from .predict import DraftModel
+from .scenario import DraftChoice, Lengths, Quality, Scenario, TierChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A scenario with its names resolved."""
+
+    scenario: Scenario
+    accelerator: Accelerator
+    profile: Profile
+    models: tuple[Transformer, ...]  # of the tiers
+    drafts: tuple[tuple[DraftModel, ...], ...]  # of each tier
+    outcomes: Outcomes | None  # None with a single tier and no quality given
+    workload: Workload
+
+    @property
+    def rate(self) -> float:
+        """Arrival rate of an open loop [requests/s]."""
+        return self.workload.rate
+
+    @property
+    def price(self) -> float:
+        """Price of a GPU second [USD]."""
+        return self.scenario.fleet.price_per_gpu_hour / 3600
+
+    def deployment(self, tier: int, tp: int) -> Deployment:
+        """Return a replica of ``tier`` on ``tp`` GPUs."""
+        choice = self.scenario.tiers[tier]
+        return Deployment(self.models[tier], self.accelerator, tp, choice.precision, choice.kv_precision, self.limits)
+
+    @property
+    def limits(self) -> Limits:
+        """Engine limits of every replica."""
+        engine = self.scenario.engine
+        return Limits(
+            engine.max_num_seqs, engine.max_num_batched_tokens, engine.gpu_memory_utilization, engine.block_size
+        )
+
+
+def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: int | None = None) -> Problem:
+    """Return the scenario with catalog entries, profile, acceptances and requests in place.
+
+    Parameters
+    ----------
+    folder : Path
+        Where relative paths of the scenario start.
+    profile : str, optional
+        Name or path of a profile, before the scenario's own.
+    seed : int, optional
+        Seed of the requests; the scenario's ``search.seed`` if not given.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, a file is missing or broken, or a degree does not split its model.
+    """
+    gpu = accelerator(scenario.fleet.accelerator)
+    models = tuple(_model(tier.model, folder) for tier in scenario.tiers)
+    for tier, transformer in zip(scenario.tiers, models, strict=True):
+        for tp in tier.tp:
+            check_tp(transformer, tp)
+    rng = np.random.default_rng([seed if seed is not None else scenario.search.seed, 1])
+    return Problem(
+        scenario=scenario,
+        accelerator=gpu,
+        profile=load_profile(profile or scenario.fleet.profile or gpu.name),
+        models=models,
+        drafts=tuple(
+            tuple(_draft(choice, target, folder) for choice in tier.drafts)
+            for tier, target in zip(scenario.tiers, models, strict=True)
+        ),
+        outcomes=_outcomes(scenario.quality, scenario.tiers) if scenario.quality else None,
+        workload=_workload(scenario, folder, rng),
+    )
+
+
+def _model(name: str, folder: Path) -> Transformer:
+    beside = folder / name
+    return model(beside if not Path(name).is_absolute() and beside.exists() else name)
+
+
+def _draft(choice: DraftChoice, target: Transformer, folder: Path) -> DraftModel:
+    draft = _model(choice.model, folder)
+    require(
+        parameters(draft) < parameters(target),
+        "drafts.model",
+        f"must be smaller than the target {target.name}",
+        choice.model,
+    )
+    if choice.acceptance is not None:
+        low, high = choice.acceptance_interval or (choice.acceptance, choice.acceptance)
+        acceptance = Acceptance(choice.acceptance, low, high, "published", choice.source or "")
+    else:
+        assert choice.draft_tokens is not None
+        assert choice.target_tokens is not None
+        own = perplexity(HOFFMANN, parameters(draft), choice.draft_tokens)
+        aim = perplexity(HOFFMANN, parameters(target), choice.target_tokens)
+        acceptance = predicted_acceptance(SDSL, float(own), float(aim))
+    return DraftModel(draft, acceptance, max_length=choice.max_length)
+
+
+def _outcomes(quality: Quality, tiers: list[TierChoice]) -> Outcomes:
+    total = sum(quality.outcomes.values())
+    require(total > 0, "quality.outcomes", "must have a pattern of positive weight", quality.outcomes)
+    shares = {pattern: weight / total for pattern, weight in quality.outcomes.items()}
+    table = oc.from_patterns([t.name for t in tiers], shares)
+    signal = quality.signal
+    if signal.kind == "confidence":
+        assert signal.auroc is not None
+        return oc.with_binormal_signal(table, signal.auroc, signal.levels)
+    if signal.kind == "verifier":
+        assert signal.sensitivity is not None
+        assert signal.false_accept is not None
+        return oc.with_verifier(table, signal.sensitivity, signal.false_accept)
+    return oc.without_signal(table)
+
+
+def _workload(scenario: Scenario, folder: Path, rng: np.random.Generator) -> Workload:
+    traffic = scenario.traffic
+    if traffic.trace is not None:
+        path = Path(traffic.trace)
+        return wl.read_trace(path if path.is_absolute() else folder / path, traffic.rate, traffic.requests)
+    assert traffic.prompt_tokens is not None
+    assert traffic.output_tokens is not None
+    prompt, output = _lengths(traffic.prompt_tokens), _lengths(traffic.output_tokens)
+    if traffic.clients:
+        return wl.closed_loop(
+            wl.ClosedLoop(traffic.clients, traffic.requests, traffic.think_time_s), prompt, output, rng
+        )
+    if traffic.rate is None:
+        refuse("traffic.rate", "must be given for an open loop [requests/s]", None)
+    arrival = (
+        wl.poisson(traffic.rate, traffic.requests, rng)
+        if traffic.arrivals.kind == "poisson"
+        else wl.gamma(traffic.rate, traffic.arrivals.cv, traffic.requests, rng)
+    )
+    return wl.open_loop(arrival, prompt, output, rng)
+
+
+def _lengths(law: Lengths) -> wl.Lengths:
+    if law.sigma == 0:
+        return wl.FixedLengths(round(law.median))
+    return wl.LogNormalLengths(law.median, law.sigma, law.low, law.high)

@@ -1,0 +1,296 @@
+"""A plan in words and numbers: its tiers, its stop rule, its predicted figures, its speculation, what binds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from theory import queueing
+from theory.cascade import Policy
+from theory.cost import dollars_per_correct_answer, dollars_per_million_tokens
+from theory.outcomes import Outcomes
+
+from .build import Problem
+from .search import Candidate, Group, Rule
+from .service import Load, with_length
+from .space import P99, Space, occupancy
+
+Array = NDArray[np.float64]
+
+
+def tiers(problem: Problem, candidate: Candidate) -> list[dict[str, Any]]:
+    """Return how each tier of the plan is deployed."""
+    return [_tier(problem, candidate, group) for group in candidate.groups]
+
+
+def _tier(problem: Problem, candidate: Candidate, group: Group) -> dict[str, Any]:
+    service = group.service
+    draft = service.draft
+    ranges = [r for r in service.rounds.ranges() if r[0] <= service.batch_cap]
+    return {
+        "name": problem.scenario.tiers[group.tier].name,
+        "model": service.deployment.model.name,
+        "precision": service.deployment.precision,
+        "tp": service.deployment.tp,
+        "replicas": group.replicas,
+        "gpus": group.gpus,
+        "share": _share(candidate.rule, group.tier),
+        "requests_per_s_per_replica": group.rate,
+        "draft": draft.model.name if draft else None,
+        "draft_tp": draft.tp if draft else None,
+        "acceptance": draft.acceptance.value if draft else None,
+        "acceptance_interval": [draft.acceptance.low, draft.acceptance.high] if draft else None,
+        "acceptance_provenance": draft.acceptance.provenance if draft else None,
+        "draft_length": int(service.rounds.length[0]),
+        "kv_tokens": service.kv_tokens,
+        "max_num_seqs": service.deployment.limits.max_num_seqs,
+        "batch_cap": service.batch_cap,
+        "schedule": [list(r) for r in ranges] if draft else [],
+    }
+
+
+def _share(rule: Rule, tier: int) -> float:
+    return float(rule.visits[rule.tiers.index(tier)])
+
+
+def predicted(problem: Problem, space: Space, candidate: Candidate) -> dict[str, Any]:
+    """Return the analytic figures of a plan; times in seconds, money in USD."""
+    state = occupancy([g.service for g in candidate.groups], np.array([g.rate for g in candidate.groups]), space.load)
+    ttft99 = queueing.ttft_quantile(state, P99)
+    visits = np.array([_share(candidate.rule, g.tier) for g in candidate.groups])
+    weight = visits / visits.sum()
+    quality = candidate.rule.quality
+    figures: dict[str, Any] = {
+        "quality": _number(quality),
+        "tpot_mean_s": float(weight @ state.tpot_s),
+        "ttft_p99_s": float(ttft99.max()),
+        "e2e_mean_s": float(visits @ state.e2e_s),
+        **money(problem, candidate, quality, space.load),
+        "tiers": [
+            {
+                "name": problem.scenario.tiers[g.tier].name,
+                "ttft_mean_s": float(state.ttft_s[i]),
+                "ttft_p99_s": float(ttft99[i]),
+                "tpot_mean_s": float(state.tpot_s[i]),
+                "e2e_mean_s": float(state.e2e_s[i]),
+                "mean_batch": float(state.batch[i]),
+                "load": float(state.rate[i] / state.rate_limit[i]),
+            }
+            for i, g in enumerate(candidate.groups)
+        ],
+    }
+    return figures
+
+
+def money(problem: Problem, candidate: Candidate, quality: float, load: Load) -> dict[str, Any]:
+    """Return what a plan costs, every GPU paid whether busy or not."""
+    price = problem.scenario.fleet.price_per_gpu_hour
+    correct = dollars_per_correct_answer(candidate.cost, quality) if quality > 0 else math.nan
+    return {
+        "gpus": candidate.gpus,
+        "usd_per_hour": candidate.gpus * price,
+        "usd_per_1000_requests": 1000 * candidate.cost,
+        "usd_per_correct_answer": _number(float(correct)),
+        "usd_per_million_output_tokens": float(
+            dollars_per_million_tokens(candidate.gpus, price, problem.rate * load.output)
+        ),
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def stop_rule(rule: Rule) -> dict[str, Any]:
+    """Return the stop rule: for each state it can reach, which answer is given or which tier runs next.
+
+    A signal is a level from 0 (least confident) to ``levels`` - 1; a request follows ``high`` with probability
+    ``high_share`` and ``low`` otherwise.
+    """
+    if rule.low is None or rule.high is None or rule.outcomes is None:
+        return {"levels": 0, "high_share": 0.0, "low": [], "high": []}
+    low = states(rule.low, rule.outcomes)
+    return {
+        "levels": rule.outcomes.levels,
+        "high_share": rule.gamma,
+        "low": low,
+        "high": states(rule.high, rule.outcomes) if rule.gamma > 0 else low,
+    }
+
+
+def states(policy: Policy, outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Return the states a policy can reach and what it does in each, first states first."""
+    rows: list[dict[str, Any]] = []
+    queue: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    names = outcomes.tiers
+    shown = [set(np.flatnonzero(outcomes.signal[:, k].max(axis=0) > 0).tolist()) for k in range(len(names))]
+    while queue:
+        mask, signals = queue.pop(0)
+        move = policy.action(mask, signals)
+        ran = [names[k] for k in range(len(names)) if mask >> k & 1]
+        target = names[move.tier] if move.tier >= 0 else None
+        rows.append({"ran": ran, "signals": list(signals), "do": move.kind, "tier": target})
+        if move.kind == "run":
+            # tiers only ever run in ascending order, so the new signal goes last
+            queue.extend((mask | 1 << move.tier, (*signals, level)) for level in sorted(shown[move.tier]))
+    return rows
+
+
+def crossover(problem: Problem, space: Space, group: Group) -> dict[str, Any] | None:
+    """Return the arrival rate at which the draft length that is best for one request starts to hurt.
+
+    Mean time of a visit with that fixed length against the same replica without a draft, analytic, from no load to
+    the smaller of the two stability limits. None without a draft.
+    """
+    service = group.service
+    if service.draft is None or service.rounds.length[0] == 0:
+        return None
+    fixed = with_length(service, space.load, int(service.rounds.length[0]))
+    plain = next(s for s in space.services[group.tier] if s.draft is None and s.deployment.tp == service.deployment.tp)
+    limit = occupancy([fixed, plain], np.full(2, 1e-9), space.load).rate_limit
+    rates = np.linspace(0.01, 0.99, 99) * float(limit.min())
+    with_draft = occupancy([fixed] * 99, rates, space.load).e2e_s
+    without = occupancy([plain] * 99, rates, space.load).e2e_s
+    worse = np.flatnonzero(with_draft > without)
+    off = np.flatnonzero(service.rounds.length[: service.batch_cap] == 0)
+    return {
+        "tier": problem.scenario.tiers[group.tier].name,
+        "draft": service.draft.model.name,
+        "fixed_length": int(service.rounds.length[0]),
+        "crossover_requests_per_s": float(rates[worse[0]]) if len(worse) else None,
+        "searched_to_requests_per_s": float(rates[-1]),
+        "off_from_batch": int(off[0] + 1) if len(off) else None,
+        "speedup_at_no_load": float(without[0] / with_draft[0]),
+    }
+
+
+def binding(figures: dict[str, Any], problem: Problem) -> str:
+    """Return which constraint stops the plan from costing less."""
+    slo = problem.scenario.slo
+    tightest = max(
+        (
+            (tier["ttft_p99_s"] / slo.ttft_p99_s, f"p99 TTFT of {tier['name']}"),
+            (tier["tpot_mean_s"] / slo.tpot_mean_s, f"mean TPOT of {tier['name']}"),
+            (tier["load"], f"stability of {tier['name']}"),
+        )
+        for tier in figures["tiers"]
+    )
+    used, name = max(tightest)
+    return f"{name} is the tightest limit, {used:.0%} used; replicas come in whole groups of GPUs"
+
+
+def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
+    """Return the plan in sentences: what to run, against what, why not cheaper, lambda, speculation, what would change."""
+    return [
+        _deployment(result),
+        *_against(result),
+        binding(result["predicted"], problem) + ".",
+        *_lambda(result),
+        *_speculation(result),
+        *_changes(result),
+        *_trust(problem, result),
+    ]
+
+
+def _deployment(result: dict[str, Any]) -> str:
+    parts = []
+    for t in result["plan"]["tiers"]:
+        draft = f" with {t['draft']} drafting" if t["draft"] else ""
+        count = f"{t['replicas']} replica{'s' if t['replicas'] > 1 else ''}"
+        parts.append(f"{t['name']} on {count} of TP {t['tp']}{draft} (runs for {t['share']:.0%} of requests)")
+    cost = result["predicted"]["usd_per_1000_requests"]
+    return f"Run {', then '.join(parts)}: {cost:.3f} USD per 1000 requests."
+
+
+def _against(result: dict[str, Any]) -> list[str]:
+    base, own = result["baseline"], result["predicted"]
+    row = base["speculative"] or base["plain"]
+    if row is None:
+        return [f"{base['name'].capitalize()} does not fit this load on the fleet at all."]
+    theirs = row["predicted"]
+    saved = 1 - own["usd_per_1000_requests"] / theirs["usd_per_1000_requests"]
+    quality = "" if own["quality"] is None else f", quality {own['quality']:.4f} against {theirs['quality']:.4f}"
+    if saved > 1e-9:
+        return [
+            f"{base['name'].capitalize()}, with its best draft, costs {theirs['usd_per_1000_requests']:.3f}: "
+            f"the plan saves {saved:.0%}{quality}."
+        ]
+    if saved > -1e-9 and own["quality"] is not None and own["quality"] > theirs["quality"] + 1e-9:
+        return [f"{base['name'].capitalize()}, with its best draft, costs the same{quality}."]
+    return [
+        f"{base['name'].capitalize()}, with its best draft, is not beaten on cost: "
+        f"{theirs['usd_per_1000_requests']:.3f} USD per 1000 requests{quality}."
+    ]
+
+
+def _lambda(result: dict[str, Any]) -> list[str]:
+    price = result["lambda"]
+    if price["value"] is None:
+        return []
+    if price["interval"] is None:
+        return [
+            f"At no lambda is this plan best of all: the floor lies between two plans of the hull, whose slope is "
+            f"{price['value']:.4g} USD per correct answer."
+        ]
+    low, high = price["interval"]
+    upto = "any higher price" if high is None else f"{high:.4g}"
+    return [
+        f"It is the best plan for lambda from {low:.4g} to {upto} USD per correct answer; "
+        f"the equivalent budget is {price['budget']:.4g} USD per 1000 requests."
+    ]
+
+
+def _speculation(result: dict[str, Any]) -> list[str]:
+    said = []
+    for c in result["speculation"]["by_tier"]:
+        at = c["crossover_requests_per_s"]
+        if at is None:
+            said.append(
+                f"{c['tier']}: {c['fixed_length']} tokens of {c['draft']} at every batch size speed a visit up "
+                f"{c['speedup_at_no_load']:.2f} times without load and still gain at "
+                f"{c['searched_to_requests_per_s']:.3g} requests/s per replica."
+            )
+        else:
+            said.append(
+                f"{c['tier']}: {c['fixed_length']} tokens of {c['draft']} at every batch size speed a visit up "
+                f"{c['speedup_at_no_load']:.2f} times without load and slow it down from {at:.3g} requests/s "
+                f"per replica on; the schedule avoids that."
+            )
+    return said
+
+
+def _changes(result: dict[str, Any]) -> list[str]:
+    said = []
+    for row in result["sensitivity"]:
+        if "infeasible" in row:
+            said.append(f"{row['change']}: no plan ({row['infeasible']})")
+        else:
+            said.append(
+                f"{row['change']}: {row['gpus']} GPUs, {row['usd_per_1000_requests']:.3f} USD per 1000 requests, "
+                f"{' + '.join(row['tiers'])}."
+            )
+    return said
+
+
+def _trust(problem: Problem, result: dict[str, Any]) -> list[str]:
+    said = [f"Step times are {result['provenance']['step_time']} (profile {result['provenance']['profile']})."]
+    total = problem.workload.prompt + problem.workload.output
+    for tier in result["plan"]["tiers"]:
+        if tier["draft"] is None:
+            continue
+        low, high = tier["acceptance_interval"]
+        said.append(
+            f"Acceptance of {tier['draft']} for {tier['name']}: {tier['acceptance']:.2f} ({low:.2f} to {high:.2f}, "
+            f"{tier['acceptance_provenance']})."
+        )
+        limit = next(d.model.max_context for of in problem.drafts for d in of if d.model.name == tier["draft"])
+        beyond = float(np.mean(total > limit))
+        if beyond > 0:
+            said.append(
+                f"{beyond:.0%} of requests grow beyond the {limit} tokens {tier['draft']} was made for; "
+                f"that its acceptance falls there is not modelled."
+            )
+    return said

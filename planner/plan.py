@@ -1,0 +1,290 @@
+"""The plan of a scenario: enumerate, search, simulate the shortlist, compare with everything on the top tier, explain."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from theory.errors import InfeasibleError, require
+from theory.outcomes import accuracy
+
+from . import explain
+from .build import Problem, resolve
+from .frontier import PlanVertex, hull, lambda_of, pareto
+from .scenario import Scenario
+from .search import Candidate, Rule, Search, best_of, quality_floor, refine, subset
+from .simulate import meets, simulate_candidate
+from .space import Space, enumerate_space
+
+CAPACITY_STEP = 0.95  # a service that misses an SLO in simulation is taken to bear this share of that load [-]
+
+
+class Progress(Protocol):
+    """Shows what is being done."""
+
+    def __call__(self, what: str, done: int, of: int) -> None: ...
+
+
+def silent(what: str, done: int, of: int) -> None:
+    """Show nothing."""
+
+
+def plan_scenario(
+    scenario: Scenario,
+    folder: Path,
+    profile: str | None = None,
+    seed: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Return the plan of a scenario with the keys of ``tierwise plan --format json``.
+
+    Raises
+    ------
+    InputError
+        If the scenario asks for something that is not there or does not make sense.
+    InfeasibleError
+        If no plan keeps the constraints; the message names the one that binds and the nearest plan.
+    """
+    start = time.perf_counter()
+    require(
+        scenario.objective is not None,
+        "objective",
+        "must be given to plan: `lambda_usd`, `budget_usd_per_1000` or `quality_floor`",
+        None,
+    )
+    require(
+        scenario.traffic.clients == 0,
+        "traffic.clients",
+        "must be 0 to plan: a closed loop sets its own load",
+        scenario.traffic.clients,
+        "Give `traffic.rate` [requests/s], or use `tierwise simulate`.",
+    )
+    used_seed = scenario.search.seed if seed is None else seed
+    progress("enumerating", 0, 1)
+    problem = resolve(scenario, folder, profile, used_seed)
+    space = enumerate_space(problem)
+    search = Search(problem, space, quality_floor(problem))
+    candidates = search.enumerate()
+    candidates += refine(
+        search,
+        candidates,
+        scenario.search.trials,
+        used_seed,
+        lambda n: progress("searching", n, scenario.search.trials),
+    )
+    chosen, simulated, tried = _verified(search, candidates, used_seed, progress)
+    vertices = hull([*candidates, chosen])
+    figures = explain.predicted(problem, space, chosen)
+    baseline = _baseline(search, used_seed, progress)
+    result = {
+        "scenario": scenario.name,
+        "feasible": True,
+        "plan": {
+            "gpus": chosen.gpus,
+            "accelerator": problem.accelerator.name,
+            "tiers": explain.tiers(problem, chosen),
+            "stop_rule": explain.stop_rule(chosen.rule),
+        },
+        "predicted": figures,
+        "simulated": simulated,
+        "baseline": baseline,
+        "frontier": _frontier(problem, candidates, vertices),
+        "lambda": _price(problem, chosen, vertices, search.floor),
+        "speculation": _speculation(problem, space, chosen),
+        "sensitivity": _sensitivity(scenario, folder, profile, used_seed, progress),
+        "evaluated": {
+            "analytic": search.evaluated,
+            "policies": len(candidates),
+            "simulated": tried,
+            "excluded": list(space.excluded),
+        },
+        "provenance": {
+            "step_time": problem.profile.provenance,
+            "profile": problem.profile.name,
+            "profile_source": problem.profile.source,
+            "quality": scenario.quality.source if scenario.quality else None,
+            "signal": scenario.quality.signal.source if scenario.quality else None,
+            "traffic": problem.workload.source,
+            "seed": used_seed,
+        },
+    }
+    result["explanation"] = explain.sentences(problem, result)
+    result["wall_s"] = time.perf_counter() - start
+    return result
+
+
+def analytic_plan(problem: Problem) -> tuple[Search, Candidate]:
+    """Return the best candidate of the enumeration alone, not simulated."""
+    space = enumerate_space(problem)
+    search = Search(problem, space, quality_floor(problem))
+    return search, search.settle(best_of(search, search.enumerate())[0])
+
+
+def _verified(
+    search: Search, candidates: list[Candidate], seed: int, progress: Progress
+) -> tuple[Candidate, dict[str, Any], int]:
+    """Return the best candidate that keeps the SLOs in simulation, its simulated figures, and how many were tried.
+
+    A service that misses an SLO is known to bear less than the load it had; plans are then ranked anew.
+    """
+    tries = search.problem.scenario.search.shortlist * 4
+    rules = [c.rule for c in candidates]
+    for tried in range(1, tries + 1):
+        built = [c for c in (search.allocate(rule) for rule in rules) if c is not None]
+        first = search.settle(best_of(search, built)[0])
+        progress("simulating", tried, tries)
+        simulated = simulate_candidate(search.problem, first, seed)
+        missed = [g for g in first.groups if not meets(simulated, g, search.problem)]
+        if not missed:
+            return first, simulated, tried
+        for group in missed:
+            search.lower_capacity(group, CAPACITY_STEP)
+    raise InfeasibleError(
+        f"none of the {tries} best plans keeps the SLOs in simulation. "
+        f"The nearest plan used {first.gpus} GPUs; raise `search.shortlist`, or relax `slo`."
+    )
+
+
+def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:
+    """Return everything on the top tier: without a draft, and with the best one, each on the fewest GPUs."""
+    problem = search.problem
+    top = len(problem.models) - 1
+    name = problem.scenario.tiers[top].name
+    rule = _single(problem, top)
+    rows: dict[str, Any] = {"name": f"everything on {name}"}
+    for key, drafts in (("plain", False), ("speculative", True)):
+        restricted = _only(search, top, drafts)
+        candidate = restricted.allocate(rule)
+        if candidate is None:
+            rows[key] = None
+            continue
+        candidate = restricted.settle(candidate)
+        progress("baseline", 1, 1)
+        rows[key] = {
+            "tiers": explain.tiers(problem, candidate),
+            "predicted": explain.predicted(problem, restricted.space, candidate),
+            "simulated": simulate_candidate(problem, candidate, seed),
+        }
+    return rows
+
+
+def _single(problem: Problem, tier: int) -> Rule:
+    if problem.outcomes is None:
+        return Rule((tier,), None, None, None, 0.0, math.nan, np.ones(1))
+    part = subset(problem.outcomes, (tier,))
+    return Rule((tier,), part, None, None, 0.0, float(accuracy(part)[0]), np.ones(1))
+
+
+def _only(search: Search, tier: int, drafts: bool) -> Search:
+    """Return the search with the services of other tiers, and with those with drafts if not wanted, taken away."""
+    services, capacity = list(search.space.services), list(search.space.capacity)
+    for i in range(len(services)):
+        keep = [j for j, s in enumerate(services[i]) if i == tier and (drafts or s.draft is None)]
+        services[i] = tuple(services[i][j] for j in keep)
+        capacity[i] = capacity[i][keep]
+    space = Space(search.space.load, tuple(services), tuple(capacity), ())
+    return Search(search.problem, space, None)
+
+
+def _frontier(problem: Problem, candidates: list[Candidate], vertices: list[PlanVertex]) -> list[dict[str, Any]]:
+    on_hull = {id(v.candidate): v for v in vertices}
+    rows = []
+    for c in pareto(candidates):
+        vertex = on_hull.get(id(c))
+        rows.append(
+            {
+                "usd_per_1000_requests": 1000 * c.cost,
+                "quality": c.rule.quality if problem.outcomes is not None else None,
+                "gpus": c.gpus,
+                "tiers": [
+                    f"{g.replicas} x {problem.scenario.tiers[g.tier].name} tp{g.service.gpus}"
+                    + (f" + {g.service.draft.model.name}" if g.service.draft else "")
+                    for g in c.groups
+                ],
+                "on_hull": vertex is not None,
+                "lambda_usd_interval": [vertex.lam_low, _open(vertex.lam_high)] if vertex else None,
+            }
+        )
+    return rows
+
+
+def _open(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _price(problem: Problem, chosen: Candidate, vertices: list[PlanVertex], floor: float | None) -> dict[str, Any]:
+    """Return lambda of the plan: given, or the shadow price of the budget or floor that was given."""
+    objective = problem.scenario.objective
+    assert objective is not None
+    interval = lambda_of(chosen, vertices)
+    given = objective.lambda_usd
+    if given is not None:
+        value: float | None = given
+    elif interval is not None:
+        value = interval[0]
+    else:
+        around = [v.lam_low for v in vertices if v.candidate.rule.quality >= chosen.rule.quality]
+        value = _open(around[0]) if around else None
+    return {
+        "value": value,
+        "unit": "USD per correct answer",
+        "interval": [interval[0], _open(interval[1])] if interval else None,
+        "given_as": next(n for n in ("lambda_usd", "budget_usd_per_1000", "quality_floor") if getattr(objective, n)),
+        "budget": 1000 * chosen.cost,
+        "budget_unit": "USD per 1000 requests",
+        "quality_floor": floor,
+    }
+
+
+def _speculation(problem: Problem, space: Space, chosen: Candidate) -> dict[str, Any]:
+    crossings = [explain.crossover(problem, space, group) for group in chosen.groups]
+    return {
+        "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, chosen)},
+        "crossover_requests_per_s": {c["tier"]: c["crossover_requests_per_s"] for c in crossings if c is not None},
+        "by_tier": [c for c in crossings if c is not None],
+    }
+
+
+def _sensitivity(
+    scenario: Scenario, folder: Path, profile: str | None, seed: int, progress: Progress
+) -> list[dict[str, Any]]:
+    """Return the analytic plan when load, TTFT objective or price change, one at a time."""
+    rows = []
+    changes: list[tuple[str, Callable[[Scenario], Scenario]]] = [
+        ("traffic.rate x 0.8", lambda s: _with_rate(s, folder, seed, 0.8)),
+        ("traffic.rate x 1.25", lambda s: _with_rate(s, folder, seed, 1.25)),
+        ("slo.ttft_p99_s x 0.5", lambda s: s.model_copy(update={"slo": _scaled(s.slo, "ttft_p99_s", 0.5)})),
+        (
+            "fleet.price_per_gpu_hour x 2",
+            lambda s: s.model_copy(update={"fleet": _scaled(s.fleet, "price_per_gpu_hour", 2)}),
+        ),
+    ]
+    for done, (name, change) in enumerate(changes):
+        progress("sensitivity", done, len(changes))
+        row: dict[str, Any] = {"change": name}
+        try:
+            search, best = analytic_plan(resolve(change(scenario), folder, profile, seed))
+            row |= {
+                "usd_per_1000_requests": 1000 * best.cost,
+                "quality": best.rule.quality if search.problem.outcomes is not None else None,
+                "gpus": best.gpus,
+                "tiers": [g.service.name for g in best.groups],
+            }
+        except InfeasibleError as error:
+            row |= {"infeasible": str(error)}
+        rows.append(row)
+    return rows
+
+
+def _with_rate(scenario: Scenario, folder: Path, seed: int, factor: float) -> Scenario:
+    rate = scenario.traffic.rate or resolve(scenario, folder, None, seed).rate
+    return scenario.model_copy(update={"traffic": scenario.traffic.model_copy(update={"rate": factor * rate})})
+
+
+def _scaled(part: Any, name: str, factor: float) -> Any:
+    return part.model_copy(update={name: factor * getattr(part, name)})

@@ -1,0 +1,116 @@
+"""A plan on disk: JSON, the frontier as CSV, and its picture. Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from theory.errors import InputError
+
+
+def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write plan.json, frontier.csv and frontier.png into ``folder`` and return their paths.
+
+    The files depend on the scenario and the seed alone: the time the planner took is left out.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made or written.
+    """
+    stable = {k: v for k, v in result.items() if k != "wall_s"}
+    contents = {
+        "plan.json": (json.dumps(stable, indent=2, allow_nan=False) + "\n").encode(),
+        "frontier.csv": _csv(result["frontier"]).encode(),
+        "frontier.png": _png(result),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as part:
+            for name, content in contents.items():
+                (Path(part) / name).write_bytes(content)
+            return [(Path(part) / name).replace(folder / name) for name in contents]
+    except OSError as error:
+        raise InputError(f"`output` must be a folder that can be written; got {folder} ({error.strerror}).") from None
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["usd_per_1000_requests", "quality", "gpus", "on_hull", "lambda_low_usd", "lambda_high_usd", "tiers"]
+    )
+    for row in rows:
+        low, high = row["lambda_usd_interval"] or (None, None)
+        cells = (row["usd_per_1000_requests"], row["quality"], row["gpus"], row["on_hull"], low, high)
+        writer.writerow([*cells, "; ".join(row["tiers"])])
+    return text.getvalue()
+
+
+def _png(result: dict[str, Any]) -> bytes:
+    """Draw cost against quality: the frontier, the plan predicted and simulated, everything on the top tier."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    blue, orange, grey = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito (2008), safe for colour-blind readers
+    figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+    rows = [r for r in result["frontier"] if r["quality"] is not None]
+    cost, quality = [r["usd_per_1000_requests"] for r in rows], [r["quality"] for r in rows]
+    hull = [r for r in rows if r["on_hull"]]
+    axes.plot(
+        [r["usd_per_1000_requests"] for r in hull], [r["quality"] for r in hull], color=grey, lw=1, label="concave hull"
+    )
+    axes.plot(cost, quality, "o", color=grey, ms=4, label="plans no other beats")
+    for r in rows:
+        axes.annotate(
+            f"{r['gpus']} GPU" + ("s" if r["gpus"] > 1 else ""),
+            (r["usd_per_1000_requests"], r["quality"]),
+            textcoords="offset points",
+            xytext=(5, -11),
+            fontsize=7,
+            color=grey,
+        )
+    predicted, simulated = result["predicted"], result["simulated"]
+    if predicted["quality"] is not None:
+        axes.plot(
+            predicted["usd_per_1000_requests"],
+            predicted["quality"],
+            "D",
+            color=blue,
+            ms=9,
+            mfc="none",
+            label="this plan, predicted",
+        )
+        low, high = simulated["quality"]["interval"]
+        mean = simulated["quality"]["mean"]
+        axes.errorbar(
+            simulated["cost"]["usd_per_1000_requests"],
+            mean,
+            [[mean - low], [high - mean]],
+            fmt="s",
+            color=blue,
+            ms=5,
+            capsize=3,
+            label="this plan, simulated (95 %)",
+        )
+    for key, marker in (("plain", "^"), ("speculative", "v")):
+        row = result["baseline"][key]
+        if row is not None and row["predicted"]["quality"] is not None:
+            label = f"{result['baseline']['name']}" + (", with a draft" if key == "speculative" else "")
+            at = row["predicted"]
+            axes.plot(at["usd_per_1000_requests"], at["quality"], marker, color=orange, ms=8, mfc="none", label=label)
+    axes.set_xlabel("cost [USD per 1000 requests]")
+    axes.set_ylabel("quality [share of correct answers]")
+    axes.set_title(f"{result['scenario']}: cost against quality", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7, loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": "tierwise"})
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,405 @@
+"""The scenario: what a user asks, as one strict YAML document. Unknown keys are refused with the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from theory.errors import InputError, refuse, require
+from theory.specs import Precision
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Fleet(_Strict):
+    """The GPUs that may be used and what they cost."""
+
+    accelerator: str = Field(description="accelerator of the catalog")
+    gpus: Count = Field(description="GPUs that may be used, one node [-]")
+    price_per_gpu_hour: Positive = Field(description="price of a GPU [USD/h]")
+    profile: str | None = Field(None, description="efficiency profile: name or TOML path; the accelerator's by default")
+
+
+class Engine(_Strict):
+    """Limits of each replica's engine, vLLM's names."""
+
+    max_num_seqs: Count = Field(256, description="sequences in one step")
+    max_num_batched_tokens: Count = Field(8192, description="tokens in one step")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="share of device memory [-]")
+    block_size: Count = Field(16, description="tokens in a KV block")
+
+
+class Arrivals(_Strict):
+    """When requests come."""
+
+    kind: Literal["poisson", "gamma"] = "poisson"
+    cv: Positive = Field(1.0, description="coefficient of variation of the gaps between arrivals, kind gamma [-]")
+
+
+class Lengths(_Strict):
+    """Token counts as a log-normal law cut to [low, high], or fixed."""
+
+    median: Positive = Field(description="median [tokens]")
+    sigma: Annotated[float, Field(ge=0)] = Field(0.0, description="standard deviation of the logarithm; 0: fixed [-]")
+    low: Count = Field(1, description="shortest [tokens]")
+    high: Count = Field(32768, description="longest [tokens]")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Lengths:
+        if not self.low <= self.median <= self.high:
+            raise ValueError(f"median must lie in [low, high] = [{self.low}, {self.high}] [tokens]; got {self.median}")
+        return self
+
+
+class Traffic(_Strict):
+    """The load: an arrival law with length laws, a trace, or a closed loop of clients."""
+
+    rate: Positive | None = Field(None, description="arrivals [requests/s]; a trace keeps its own unless given")
+    requests: Count = Field(20000, description="requests simulated [-]")
+    arrivals: Arrivals = Arrivals()
+    prompt_tokens: Lengths | None = None
+    output_tokens: Lengths | None = None
+    trace: str | None = Field(None, description="CSV of arrivals and lengths, relative to the scenario's folder")
+    clients: Annotated[int, Field(ge=0)] = Field(0, description="closed loop: clients that wait for their answer [-]")
+    think_time_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="closed loop: pause before the next request [s]"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Traffic:
+        if self.trace is None and (self.prompt_tokens is None or self.output_tokens is None):
+            raise ValueError("needs either `trace` or both `prompt_tokens` and `output_tokens`")
+        if self.trace is not None and (self.prompt_tokens is not None or self.output_tokens is not None):
+            raise ValueError("takes either `trace` or `prompt_tokens` and `output_tokens`, not both")
+        if self.trace is None and self.rate is None and self.clients == 0:
+            raise ValueError("needs `rate` [requests/s] or `clients`")
+        return self
+
+
+class DraftChoice(_Strict):
+    """A draft model a tier may use, with its acceptance: given with its source, or from the acceptance law."""
+
+    model: str
+    acceptance: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="alpha_iid [-]")
+    acceptance_interval: tuple[Share, Share] | None = Field(None, description="90 % interval of alpha_iid [-]")
+    source: str | None = Field(None, description="where the acceptance is from; required with `acceptance`")
+    draft_tokens: Positive | None = Field(None, description="tokens the draft was trained on, for the law [tokens]")
+    target_tokens: Positive | None = Field(None, description="tokens the target was trained on, for the law [tokens]")
+    max_length: Annotated[int, Field(ge=1, le=16)] = Field(8, description="longest draft considered [tokens]")
+
+    @model_validator(mode="after")
+    def _sourced(self) -> DraftChoice:
+        if (self.acceptance is None) == (self.draft_tokens is None or self.target_tokens is None):
+            raise ValueError("needs either `acceptance` with its `source`, or `draft_tokens` and `target_tokens`")
+        if self.acceptance is not None and not self.source:
+            raise ValueError("`acceptance` needs a `source`: a number without one is refused")
+        return self
+
+
+class TierChoice(_Strict):
+    """A model that may serve as a tier and the ways it may be deployed. Tiers are listed from cheap to dear."""
+
+    name: str = Field(min_length=1)
+    model: str = Field(description="model of the catalog, or a path to a config.json or its folder")
+    tp: list[Count] = Field(default=[1, 2, 4, 8], min_length=1, description="tensor-parallel degrees allowed [GPUs]")
+    precision: Precision = "bf16"
+    kv_precision: Precision = "bf16"
+    drafts: list[DraftChoice] = Field(default=[], description="drafts allowed besides none")
+
+
+class Signal(_Strict):
+    """What is seen after a tier has answered: a confidence score, a verifier's verdict, or nothing."""
+
+    kind: Literal["confidence", "verifier", "none"]
+    auroc: list[Annotated[float, Field(ge=0.5, le=1)]] | None = Field(None, description="per tier, kind confidence [-]")
+    levels: Annotated[int, Field(ge=2, le=32)] = Field(6, description="bins of the confidence [-]")
+    sensitivity: Share | None = Field(None, description="P(accept | right), kind verifier [-]")
+    false_accept: Share | None = Field(None, description="P(accept | wrong), kind verifier [-]")
+    source: str
+
+    @model_validator(mode="after")
+    def _complete(self) -> Signal:
+        if self.kind == "confidence" and self.auroc is None:
+            raise ValueError("kind confidence needs `auroc`, one value per tier")
+        if self.kind == "verifier" and (self.sensitivity is None or self.false_accept is None):
+            raise ValueError("kind verifier needs `sensitivity` and `false_accept`")
+        return self
+
+
+class Quality(_Strict):
+    """How often which tiers answer right together, and what can be seen of it."""
+
+    outcomes: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        description="weight of each pattern: one digit per tier in order, 1 right, 0 wrong; counts or probabilities"
+    )
+    signal: Signal
+    source: str
+
+
+class Slo(_Strict):
+    """What every visit to a tier must keep. A cascade shows its answer after the stop decision: see `e2e_p99_s`."""
+
+    ttft_p99_s: Positive = Field(1.0, description="99th percentile of the time to first token of a visit [s]")
+    tpot_mean_s: Positive = Field(0.05, description="mean time per output token of a visit [s]")
+    e2e_p99_s: Positive | None = Field(None, description="99th percentile of the time to the final answer [s]")
+
+
+class Objective(_Strict):
+    """Exactly one of: a price of a correct answer, a budget, a quality floor."""
+
+    lambda_usd: Positive | None = Field(None, description="lambda, worth of one correct answer [USD]")
+    budget_usd_per_1000: Positive | None = Field(None, description="most that 1000 requests may cost [USD]")
+    quality_floor: Share | Literal["top"] | None = Field(None, description="least accuracy; top: that of the last tier")
+
+    @model_validator(mode="after")
+    def _one(self) -> Objective:
+        given = [n for n in ("lambda_usd", "budget_usd_per_1000", "quality_floor") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "needs exactly one of `lambda_usd`, `budget_usd_per_1000`, `quality_floor`; "
+                f"got {', '.join(given) or 'none'}"
+            )
+        return self
+
+
+class TierDeployment(_Strict):
+    """One tier as deployed, for `simulate`."""
+
+    tier: str
+    tp: Count
+    replicas: Count = 1
+    draft: str | None = Field(None, description="model of one of the tier's drafts; none: plain decoding")
+    draft_length: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = Field(
+        "auto", description="gamma [tokens]; auto: the best for each batch size"
+    )
+
+
+class DeploymentChoice(_Strict):
+    """A fixed deployment to simulate instead of planning one."""
+
+    tiers: list[TierDeployment] = Field(min_length=1)
+    lambda_usd: Positive | None = Field(None, description="the stop rule's worth of a correct answer [USD]")
+
+    @model_validator(mode="after")
+    def _rule(self) -> DeploymentChoice:
+        if len(self.tiers) > 1 and self.lambda_usd is None:
+            raise ValueError("needs `lambda_usd` [USD] when there are several tiers: it sets the stop rule")
+        return self
+
+
+class Search(_Strict):
+    """How hard to look."""
+
+    trials: Annotated[int, Field(ge=0)] = Field(60, description="Optuna trials after the enumeration [-]")
+    shortlist: Count = Field(4, description="plans verified by simulation [-]")
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Scenario(_Strict):
+    """A question to the planner."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    fleet: Fleet
+    engine: Engine = Engine()
+    traffic: Traffic
+    tiers: list[TierChoice] = Field(min_length=1, max_length=4)
+    quality: Quality | None = Field(None, description="required with more than one tier")
+    slo: Slo = Slo()
+    objective: Objective | None = Field(None, description="required to plan")
+    deployment: DeploymentChoice | None = None
+    search: Search = Search()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"`tiers` must have distinct names; got {', '.join(names)}")
+        if self.quality is None and len(names) > 1:
+            raise ValueError("`quality` is required with more than one tier")
+        if self.quality is not None:
+            for pattern in self.quality.outcomes:
+                if len(pattern) != len(names) or set(pattern) - {"0", "1"}:
+                    raise ValueError(
+                        f"`quality.outcomes` keys must be {len(names)} digits 0 or 1, one per tier; got {pattern!r}. "
+                        'Quote them in YAML: "' + "1" * len(names) + '".'
+                    )
+            auroc = self.quality.signal.auroc
+            if auroc is not None and len(auroc) != len(names):
+                raise ValueError(f"`quality.signal.auroc` needs one value per tier ({len(names)}); got {len(auroc)}")
+        for chosen in self.deployment.tiers if self.deployment else ():
+            if chosen.tier not in names:
+                raise ValueError(f"`deployment.tiers` names no tier {chosen.tier!r}; known: {', '.join(names)}")
+        return self
+
+
+SHIPPED = "13b-34b-70b-h100-node"
+
+
+def shipped_scenarios() -> tuple[str, ...]:
+    """Return the names of the scenarios that come with the package."""
+    folder = resources.files("planner") / "scenarios"
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def load_scenario(source: str | Path = SHIPPED, overrides: Sequence[str] = ()) -> tuple[Scenario, Path]:
+    """Return the scenario of a shipped name or a YAML file, and the folder its relative paths start from.
+
+    Parameters
+    ----------
+    source : str or Path
+        Name of a shipped scenario, or path of a YAML file.
+    overrides : sequence of str
+        ``a.b=value`` settings applied before checking; list items by index (``tiers.0.tp=[2]``).
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no YAML, a key is unknown or repeated, or a value breaks its rule.
+    """
+    text, folder = _read(source)
+    try:
+        data = yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise InputError(f"`{source}` must be valid YAML; got {problem}{where}. Mend the line.") from None
+    require(isinstance(data, dict), str(source), "must hold a mapping of scenario keys", type(data).__name__)
+    for setting in overrides:
+        _apply(data, setting)
+    return parse_scenario(data), folder
+
+
+def parse_scenario(data: Mapping[str, Any]) -> Scenario:
+    """Return the checked scenario of a mapping; refuse with path, rule, value and way out."""
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_explain(error)) from None
+
+
+def _read(source: str | Path) -> tuple[str, Path]:
+    if str(source) in shipped_scenarios():
+        return (resources.files("planner") / "scenarios" / f"{source}.yaml").read_text(encoding="utf-8"), Path.cwd()
+    path = Path(source)
+    require(
+        path.is_file(),
+        "scenario",
+        "must be a YAML file or a shipped name",
+        str(source),
+        f"Shipped: {', '.join(shipped_scenarios())}.",
+    )
+    try:
+        return path.read_text(encoding="utf-8"), path.resolve().parent
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"`scenario` must be a readable UTF-8 file; got {source} ({type(error).__name__}).") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A SafeLoader that refuses a key given twice: silently keeping the last would lose the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _apply(data: dict[str, Any], setting: str) -> None:
+    path, sign, value = setting.partition("=")
+    require(bool(sign) and bool(path), "--set", "must have the form a.b=value", setting, "E.g. traffic.rate=4.")
+    try:
+        parsed = yaml.load(value, _UniqueKeys)
+    except yaml.YAMLError:
+        refuse("--set", "must give a YAML value", setting)
+    *parents, last = path.split(".")
+    node: Any = data
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_index(part, node, path)]
+            continue
+        require(isinstance(node, dict), "--set", "must name a key inside a mapping or list", path)
+        if not isinstance(node.get(part), dict | list):
+            node[part] = {}
+        node = node[part]
+    if isinstance(node, list):
+        node[_index(last, node, path)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _index(part: str, node: list[Any], path: str) -> int:
+    require(part.isdigit() and int(part) < len(node), "--set", f"must index the {len(node)} items from 0", path)
+    return int(part)
+
+
+def _explain(error: ValidationError) -> str:
+    first, *more = error.errors(include_url=False)
+    path = ".".join(str(p) for p in first["loc"] if not _is_branch(str(p))) or "scenario"
+    tail = f" ({len(more)} more in this file.)" if more else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
+        return f"`{path}` must be a known key; got {first['loc'][-1]!r}. {hint}{tail}"
+    if first["type"] == "missing":
+        return f"`{path}` must be given; got nothing. Add it to the scenario.{tail}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        stop = "" if message.endswith(".") else "."
+        return f"`{path}` {message}{stop}{tail}" if path != "scenario" else f"{message}{stop}{tail}"
+    rule = message.split(" should be ")[-1].split(" should ")[-1]
+    return f"`{path}` must be {rule}; got {_short(first['input'])}.{_way_out(path)}{tail}"
+
+
+def _way_out(path: str) -> str:
+    hints = {
+        "acceptance": " It is a probability per drafted token: pass 0.8, not 80.",
+        "gpu_memory_utilization": " It is a share: pass 0.9, not 90.",
+        "rate": " Requests per second, above 0.",
+        "gpus": " At least one GPU is needed.",
+    }
+    return hints.get(path.rsplit(".", 1)[-1], "")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_branch(part: str) -> bool:
+    """Whether a location part names a branch of a union (pydantic adds them), not a key of the document."""
+    return part.startswith(("constrained-", "literal[", "function-", "float", "list[", "tuple[", "int"))
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] | None = Scenario
+    for part in loc:
+        if isinstance(part, str) and model is not None and part in model.model_fields:
+            model = _model_of(model.model_fields[part].annotation)
+    return list(model.model_fields) if model is not None else []
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        found = (_model_of(a) for a in typing.get_args(annotation))
+        return next((m for m in found if m is not None), None)
+    return None

@@ -1,0 +1,287 @@
+"""The search: policies solved exactly, replicas chosen for their loads, prices tried by Optuna, the best simulated."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from theory import cascade
+from theory.cascade import Mixture, Policy, PolicyValue, Vertex
+from theory.errors import InfeasibleError
+from theory.outcomes import Outcomes, accuracy
+
+from .build import Problem
+from .scenario import Objective
+from .service import Service
+from .space import Space, occupancy
+
+Array = NDArray[np.float64]
+PRICE_SPAN = 8.0  # Optuna tries tier prices up to this factor off their GPU time [-]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A stop rule over some of the tiers: two policies and how often the dearer one is followed."""
+
+    tiers: tuple[int, ...]  # indices in the scenario, ascending
+    outcomes: Outcomes | None  # of these tiers; None for a single tier of unknown quality
+    low: Policy | None  # None: a single tier answers everything
+    high: Policy | None
+    gamma: float  # share of requests that follow `high` [-]
+    quality: float  # [-]; nan if unknown
+    visits: Array  # share of requests that run each of `tiers` [-]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The replicas of one tier."""
+
+    tier: int
+    service: Service
+    replicas: int
+    rate: float  # arrivals at one replica [requests/s]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the tier."""
+        return self.replicas * self.service.gpus
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan: a stop rule and the replicas that carry it."""
+
+    rule: Rule
+    groups: tuple[Group, ...]
+    cost: float  # of one request, all GPUs of the plan paid whether busy or not [USD]
+    e2e_s: float  # mean time to the final answer, analytic [s]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the plan."""
+        return sum(g.gpus for g in self.groups)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells two plans apart: tiers, services, replicas, and the rule to four digits."""
+        return (
+            tuple((g.tier, g.service.name, g.replicas) for g in self.groups),
+            round(self.rule.quality, 4) if not math.isnan(self.rule.quality) else None,
+        )
+
+
+class Search:
+    """Candidates of a problem under the analytic model, and which is best."""
+
+    def __init__(self, problem: Problem, space: Space, floor: float | None) -> None:
+        self.problem, self.space, self.floor = problem, space, floor
+        self.evaluated = 0  # (policy, service) pairs priced analytically
+        self._capacity = [c.copy() for c in space.capacity]
+
+    def subsets(self) -> list[tuple[int, ...]]:
+        """Return every non-empty set of tiers that can serve at all, as ascending indices."""
+        able = [i for i, c in enumerate(self._capacity) if np.any(c > 0)]
+        return [s for n in range(1, len(able) + 1) for s in itertools.combinations(able, n)]
+
+    def prices(self, tiers: Sequence[int]) -> Array:
+        """Return what a visit to each tier costs at the capacity of its best service [USD]."""
+        return np.array([self.space.unit_gpu_seconds(i) for i in tiers]) * self.problem.price
+
+    def enumerate(self) -> list[Candidate]:
+        """Return the candidates of all subsets of tiers, policies priced by the GPU time of a visit."""
+        return [c for tiers in self.subsets() for c in self.of_prices(tiers, self.prices(tiers))]
+
+    def of_prices(self, tiers: tuple[int, ...], prices: Array) -> list[Candidate]:
+        """Return the feasible candidates whose policies are best at these prices of a visit [USD]."""
+        built = (self.allocate(rule) for rule in self.rules(tiers, prices))
+        return [c for c in built if c is not None]
+
+    def rules(self, tiers: tuple[int, ...], prices: Array) -> Iterable[Rule]:
+        """Yield the vertices of the frontier at these prices, and the mixture that meets the quality floor."""
+        table = self.problem.outcomes
+        if table is None:
+            yield Rule(tiers, None, None, None, 0.0, math.nan, np.ones(1))
+            return
+        part = subset(table, tiers)
+        front = cascade.frontier(part, prices)
+        for vertex in front.vertices:
+            yield _pure(tiers, part, prices, vertex)
+        if self.floor is not None and front.quality[0] < self.floor < front.quality[-1]:
+            yield _mixed(tiers, part, prices, front.at_quality(self.floor))
+
+    def allocate(self, rule: Rule) -> Candidate | None:
+        """Return the rule on the fewest GPUs that carry it within the SLOs, or None if the fleet is too small."""
+        used = [(i, v) for i, v in zip(rule.tiers, rule.visits, strict=True) if v > 1e-9]
+        groups = [self._group(i, self.problem.rate * float(v)) for i, v in used]
+        self.evaluated += sum(len(self.space.services[i]) for i, _ in used)
+        if any(g is None for g in groups):
+            return None
+        chosen = tuple(g for g in groups if g is not None)
+        gpus = sum(g.gpus for g in chosen)
+        if gpus > self.problem.scenario.fleet.gpus:
+            return None
+        cost = gpus * self.problem.price / self.problem.rate
+        return Candidate(rule, chosen, cost, math.nan)
+
+    def _group(self, tier: int, rate: float) -> Group | None:
+        """Return the replicas of a tier on the fewest GPUs; of equal ones those with most capacity to spare."""
+        capacity = self._capacity[tier]
+        able = np.flatnonzero(capacity > 0)
+        if not len(able):
+            return None
+        gpus = np.array([s.gpus for s in self.space.services[tier]])
+        replicas = np.ceil(rate / capacity[able] - 1e-9).astype(int)
+        total = replicas * gpus[able]
+        spare = replicas * capacity[able] / rate
+        best = able[np.lexsort((-spare, total))[0]]
+        count = math.ceil(rate / capacity[best] - 1e-9)
+        return Group(tier, self.space.services[tier][best], count, rate / count)
+
+    def lower_capacity(self, group: Group, share: float) -> None:
+        """Note that a replica of this service does not bear this rate: its capacity is ``share`` of it."""
+        index = next(i for i, s in enumerate(self.space.services[group.tier]) if s is group.service)
+        self._capacity[group.tier][index] = share * group.rate
+
+    def settle(self, candidate: Candidate) -> Candidate:
+        """Return the candidate with the fastest service among those that need the same GPUs, and its mean latency."""
+        groups = tuple(self._fastest(g) for g in candidate.groups)
+        waits = [self.e2e(g) for g in groups]
+        visits = dict(zip(candidate.rule.tiers, candidate.rule.visits, strict=True))
+        e2e = sum(float(visits[g.tier]) * w for g, w in zip(groups, waits, strict=True))
+        return replace(candidate, groups=groups, e2e_s=e2e)
+
+    def _fastest(self, group: Group) -> Group:
+        rate = group.rate * group.replicas
+        options = [
+            Group(group.tier, s, group.gpus // s.gpus, rate / (group.gpus // s.gpus))
+            for s, c in zip(self.space.services[group.tier], self._capacity[group.tier], strict=True)
+            if group.gpus % s.gpus == 0 and rate / (group.gpus // s.gpus) <= c
+        ] or [group]
+        state = occupancy([o.service for o in options], np.array([o.rate for o in options]), self.space.load)
+        return options[int(np.argmin(state.e2e_s))]
+
+    def e2e(self, group: Group) -> float:
+        """Return the mean time of a visit, analytic [s]."""
+        return float(occupancy([group.service], np.array([group.rate]), self.space.load).e2e_s[0])
+
+
+def subset(outcomes: Outcomes, tiers: tuple[int, ...]) -> Outcomes:
+    """Return the joint outcomes of some of the tiers."""
+    at = list(tiers)
+    return Outcomes(
+        tuple(outcomes.tiers[i] for i in at), outcomes.weight, outcomes.correct[:, at], outcomes.signal[:, at]
+    )
+
+
+def _pure(tiers: tuple[int, ...], part: Outcomes, prices: Array, vertex: Vertex) -> Rule:
+    value = cascade.evaluate(vertex.policy, part, prices)
+    return Rule(tiers, part, vertex.policy, vertex.policy, 0.0, value.quality, value.visits)
+
+
+def _mixed(tiers: tuple[int, ...], part: Outcomes, prices: Array, mixture: Mixture) -> Rule:
+    low, high = (cascade.evaluate(v.policy, part, prices) for v in (mixture.low, mixture.high))
+    value: PolicyValue = low.mixed(high, mixture.gamma)
+    return Rule(tiers, part, mixture.low.policy, mixture.high.policy, mixture.gamma, value.quality, value.visits)
+
+
+def quality_floor(problem: Problem) -> float | None:
+    """Return the floor of the objective, ``top`` resolved to the last tier's accuracy; None if it has none [-]."""
+    floor = problem.scenario.objective.quality_floor if problem.scenario.objective else None
+    if floor == "top":
+        return float(accuracy(problem.outcomes)[-1]) if problem.outcomes is not None else None
+    return floor
+
+
+def order(objective: Objective | None, floor: float | None, candidate: Candidate) -> tuple[float, ...]:
+    """Return what sorts candidates, best first: unmet constraint, then the objective, then the rest."""
+    q = 0.0 if math.isnan(candidate.rule.quality) else candidate.rule.quality
+    cost = candidate.cost
+    if objective is not None and objective.lambda_usd is not None:
+        return (0.0, cost - objective.lambda_usd * q, cost, len(candidate.groups))
+    if objective is not None and objective.budget_usd_per_1000 is not None:
+        return (max(0.0, 1000 * cost - objective.budget_usd_per_1000 * (1 + 1e-12)), -q, cost, len(candidate.groups))
+    return (max(0.0, (floor or 0.0) - q - 1e-9), cost, -q, len(candidate.groups))
+
+
+def refine(search: Search, trials: int, seed: int, progress: Callable[[str, int, int], None]) -> list[Candidate]:
+    """Try tier prices other than GPU time with Optuna: integers of GPUs make other policies fit better.
+
+    The enumerated optimum (all factors 1) is enqueued first, so the search never ends below it.
+    """
+    if trials == 0 or search.problem.outcomes is None:
+        return []
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    objective = search.problem.scenario.objective
+    everything = search.subsets()[-1]
+    found: list[Candidate] = []
+
+    def value(trial: optuna.Trial) -> float:
+        span = math.log(PRICE_SPAN)
+        factors = [math.exp(trial.suggest_float(f"ln_price_{i}", -span, span)) for i in everything]
+        candidates = search.of_prices(everything, search.prices(everything) * np.array(factors))
+        found.extend(candidates)
+        best = min((order(objective, search.floor, c) for c in candidates), default=(math.inf, math.inf))
+        return min(1e6 * best[0] + best[1], 1e9)
+
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    study.enqueue_trial({f"ln_price_{i}": 0.0 for i in everything})
+    study.optimize(value, n_trials=trials, callbacks=[lambda _, t: progress("searching", t.number + 1, trials)])
+    return found
+
+
+def best_of(search: Search, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return the candidates that meet the constraint, best first, each plan once.
+
+    Raises
+    ------
+    InfeasibleError
+        If there is none; the message says what binds and what comes nearest.
+    """
+    objective = search.problem.scenario.objective
+    ranked = sorted(candidates, key=lambda c: order(objective, search.floor, c))
+    if not ranked:
+        raise InfeasibleError(_too_small(search))
+    if order(objective, search.floor, ranked[0])[0] > 0:
+        raise InfeasibleError(_unmet(search, ranked[0]))
+    unique: dict[tuple[object, ...], Candidate] = {}
+    for candidate in ranked:
+        if order(objective, search.floor, candidate)[0] <= 0:
+            unique.setdefault(candidate.key, candidate)
+    return list(unique.values())
+
+
+def _too_small(search: Search) -> str:
+    fleet, rate = search.problem.scenario.fleet, search.problem.rate
+    alone = []
+    for i, choice in enumerate(search.problem.scenario.tiers):
+        group = search._group(i, rate)
+        if group is not None:
+            alone.append((group.gpus, choice.name))
+    if not alone:
+        return "no tier keeps the SLOs at any load. Relax `slo`, or allow other degrees in `tiers.tp`."
+    gpus, name = min(alone)
+    return (
+        f"the load does not fit: {rate:.3g} requests/s within the SLOs need at least {gpus} GPUs (all on {name}); "
+        f"`fleet.gpus` is {fleet.gpus}. The nearest plan has fleet.gpus = {gpus}, or "
+        f"traffic.rate = {rate * fleet.gpus / gpus:.3g}."
+    )
+
+
+def _unmet(search: Search, nearest: Candidate) -> str:
+    objective = search.problem.scenario.objective
+    if objective is not None and objective.budget_usd_per_1000 is not None:
+        return (
+            f"`objective.budget_usd_per_1000` = {objective.budget_usd_per_1000:g} USD is below the cheapest plan. "
+            f"The nearest plan costs {1000 * nearest.cost:.4g} USD per 1000 requests."
+        )
+    return (
+        f"`objective.quality_floor` = {search.floor:.4g} is above what {search.problem.scenario.fleet.gpus} GPUs reach "
+        f"at this load. The nearest plan has quality {nearest.rule.quality:.4g}."
+    )

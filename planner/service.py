@@ -1,0 +1,214 @@
+"""A replica of a tier: its step times as a table for engine and queue, its draft schedule, its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.engine import StepTable
+from simulator.workload import Workload
+from theory.latency import Pass, Profile, step_time
+from theory.memory import kv_capacity_tokens
+from theory.specs import Deployment, Transformer
+from theory.speculation import Schedule, best_schedule, tokens_per_round
+
+from .predict import DraftModel, round_time
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The moments of a workload that the analytic model needs."""
+
+    prompt: float  # mean [tokens]
+    output: float  # mean [tokens]
+    context: float  # mean cached tokens of a decoding sequence [tokens]
+    context_sd: float  # their standard deviation [tokens]
+    prompt_p99: float  # [tokens]
+    longest: int  # longest prompt plus output [tokens]
+    prompt_square: float  # mean of the square [tokens^2]
+
+    @classmethod
+    def of(cls, workload: Workload) -> Load:
+        r"""Return the moments; a sequence is met decoding in proportion to its output, at a uniform place in it, so
+
+        .. math:: E[S] = \frac{E[L (P + L / 2)]}{E[L]}, \qquad E[S^2] = \frac{E[L (P^2 + P L + L^2 / 3)]}{E[L]}
+        """
+        prompt, output = workload.prompt.astype(float), workload.output.astype(float)
+        context = (output * (prompt + output / 2)).mean() / output.mean()
+        square = (output * (prompt**2 + prompt * output + output**2 / 3)).mean() / output.mean()
+        return cls(
+            prompt=float(prompt.mean()),
+            output=float(output.mean()),
+            context=float(context),
+            context_sd=float(max(square - context**2, 0.0) ** 0.5),
+            prompt_p99=float(np.quantile(prompt, 0.99)),
+            longest=int((workload.prompt + workload.output).max()),
+            prompt_square=float((prompt**2).mean()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A replica: what it is, and for each batch n = 1..N how long a round takes and how many tokens it emits."""
+
+    tier: int  # index in the scenario
+    deployment: Deployment
+    draft: DraftModel | None
+    table: StepTable
+    schedule: IntArray  # gamma for n = 0..N [tokens]
+    kv_tokens: int  # KV capacity [tokens]
+    batch_cap: int  # sequences that decode at once, by limit or by KV memory [sequences]
+    rounds: Schedule  # gamma, E[N] and round time for n = 1..N at the mean context
+    prefill_s: float  # mean seconds a prompt adds to the steps of a busy replica [s]
+    prefill_p99_s: float  # what a long prompt's own prefill takes [s]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one replica."""
+        return self.deployment.tp
+
+    @property
+    def acceptance(self) -> float:
+        """Acceptance of the draft, 0 without one [-]."""
+        return self.draft.acceptance.value if self.draft else 0.0
+
+    @property
+    def name(self) -> str:
+        """Short name: model, TP degree, draft."""
+        with_draft = f" + {self.draft.model.name} (tp{self.draft.tp})" if self.draft else ""
+        return f"{self.deployment.model.name} tp{self.deployment.tp}{with_draft}"
+
+
+def step_table(deployment: Deployment, profile: Profile, draft: DraftModel | None, context: float) -> StepTable:
+    """Return the step times of a replica, affine in context about ``context`` (exact at half and at one and a half)."""
+    lengths = np.arange((draft.max_length if draft else 0) + 1)
+    batch = np.arange(1, deployment.limits.max_num_seqs + 1, dtype=float)
+    low, high = 0.5 * context, 1.5 * context
+    at = round_time(
+        deployment,
+        profile,
+        draft,
+        lengths[:, None, None].astype(float),
+        batch[None, :, None],
+        np.array([low, high]),
+    )
+    slope = np.maximum(at[..., 1] - at[..., 0], 0.0) / (batch * (high - low))
+    base = at[..., 0] - slope * batch * low
+    grid = _token_grid(deployment.limits.max_num_batched_tokens)
+    times, context_slope, start = _prefill(deployment, profile, draft, grid)
+    return StepTable(
+        draft_lengths=lengths,
+        base=np.concatenate([np.full((len(lengths), 1), start), np.maximum(base, 1e-9)], axis=1),
+        slope=np.concatenate([np.zeros((len(lengths), 1)), slope], axis=1),
+        prefill_tokens=np.concatenate([[0.0], grid]),
+        prefill_s=np.concatenate([[0.0], np.maximum.accumulate(times)]),
+        prefill_context_slope=context_slope,
+        provenance=f"{profile.provenance}: profile {profile.name}",
+    )
+
+
+def _token_grid(most: int) -> Array:
+    fine = np.arange(1.0, 513.0, 1.0)  # the knee and the tiles lie here
+    coarse = np.arange(512.0 + 64.0, most + 64.0, 64.0)
+    return np.concatenate([fine, coarse])
+
+
+def _prefill(
+    deployment: Deployment, profile: Profile, draft: DraftModel | None, grid: Array
+) -> tuple[Array, float, float]:
+    """Return F(tokens) without attention [s], attention per token x cached token [s], what a step costs besides [s]."""
+    d = deployment
+    parts = [(d.model, d.tp, d.precision)] + ([(draft.model, draft.tp, "bf16")] if draft else [])
+    total, slope, start = np.zeros_like(grid), 0.0, 0.0
+    for model, tp, precision in parts:
+        time = step_time(model, d.accelerator, profile, Pass(0.0, 1.0, 0.0, prefill_tokens=grid), tp, precision)
+        total += time.weights + time.compute + time.elementwise + time.communication
+        # attention of a whole prompt of c tokens is start + p c^2 / 2
+        half_square = grid**2 / 2
+        p = (time.attention[-1] - time.attention[0]) / (half_square[-1] - half_square[0])
+        slope += float(p)
+        start += float(time.attention[0] + time.overhead[0])
+    return total, slope, start
+
+
+def build_service(
+    tier: int, deployment: Deployment, profile: Profile, draft: DraftModel | None, load: Load, length: int | None = None
+) -> Service | str:
+    """Return the service, or the reason why this deployment cannot serve the load.
+
+    Parameters
+    ----------
+    length : int, optional
+        A fixed draft length for every batch size; the best one for each if not given [tokens].
+    """
+    kv_tokens = kv_capacity_tokens(deployment, draft.model if draft else None, draft.tp if draft else 1)
+    label = f"{deployment.model.name} tp{deployment.tp}" + (f" + {draft.model.name}" if draft else "")
+    if kv_tokens == 0:
+        return f"{label}: the weights do not fit {deployment.tp} x {deployment.accelerator.name}"
+    lookahead = draft.max_length if draft else 0
+    if kv_tokens < load.longest + lookahead + deployment.limits.block_size:
+        return f"{label}: the KV cache holds {kv_tokens} tokens, the longest request needs {load.longest}"
+    if load.longest > deployment.model.max_context:
+        return (
+            f"{label}: the longest request has {load.longest} tokens, "
+            f"the model's context is {deployment.model.max_context}"
+        )
+    table = step_table(deployment, profile, draft, load.context)
+    held = load.context + lookahead + deployment.limits.block_size / 2
+    cap = int(min(deployment.limits.max_num_seqs, _sequences_held(kv_tokens, held, load.context_sd)))
+    rounds = _rounds(table, load, draft, length)
+    return Service(
+        tier=tier,
+        deployment=deployment,
+        draft=draft,
+        table=table,
+        schedule=np.concatenate([rounds.length[:1], rounds.length]),
+        kv_tokens=kv_tokens,
+        batch_cap=max(cap, 1),
+        rounds=rounds,
+        prefill_s=_mean_prefill(table, load),
+        prefill_p99_s=table.base[0, 0] + table.prefill_time(load.prompt_p99),
+    )
+
+
+def _sequences_held(capacity: float, mean: float, sd: float) -> float:
+    r"""Return how many sequences fit with 95 % probability: n with :math:`n S + z \sigma \sqrt{n} = C` (normal sum)."""
+    z = 1.645 * sd
+    root = (-z + (z**2 + 4 * mean * capacity) ** 0.5) / (2 * mean)
+    return float(root**2)
+
+
+def _rounds(table: StepTable, load: Load, draft: DraftModel | None, length: int | None) -> Schedule:
+    batch = np.arange(1, table.base.shape[1])
+    times = table.base[:, 1:] + table.slope[:, 1:] * batch * load.context
+    alpha = draft.acceptance.value if draft else 0.0
+    if length is None:
+        return best_schedule(alpha, times)
+    row = table.row(length)
+    tokens = np.full(len(batch), float(tokens_per_round(alpha, length)))
+    return Schedule(np.full(len(batch), length), tokens, times[row])
+
+
+def _mean_prefill(table: StepTable, load: Load) -> float:
+    """Seconds one prompt adds to the steps of a busy replica: decoding alone already streams the weights."""
+    busy = 512.0  # tokens of a step past the knee, where every further token costs its FLOPs [tokens]
+    joined = table.prefill_time(load.prompt, decoding=busy)
+    attention = table.prefill_context_slope * (load.prompt_square - load.prompt**2) / 2
+    return float(joined + attention)
+
+
+def with_length(service: Service, load: Load, length: int) -> Service:
+    """Return the same replica with one fixed draft length for every batch size."""
+    rounds = _rounds(service.table, load, service.draft, length)
+    return replace(service, rounds=rounds, schedule=np.concatenate([rounds.length[:1], rounds.length]))
+
+
+def draft_degrees(draft: Transformer, tp: int) -> list[int]:
+    """Return the tensor-parallel degrees a draft may run at beside a target on ``tp`` GPUs: one GPU, or all of them."""
+    fits = draft.heads % tp == 0 and draft.ffn % tp == 0 and (draft.kv_heads % tp == 0 or tp % draft.kv_heads == 0)
+    return [1, tp] if tp > 1 and fits else [1]

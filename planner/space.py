@@ -1,0 +1,151 @@
+"""Every way to run a replica of each tier, with the load one replica bears within the SLOs; and why others cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from theory import queueing
+from theory.errors import InfeasibleError
+from theory.queueing import Occupancy
+
+from .build import Problem
+from .scenario import Slo
+from .service import Load, Service, build_service, draft_degrees
+
+Array = NDArray[np.float64]
+RATE_GRID = np.linspace(0.02, 0.995, 48)  # shares of a replica's stability limit at which the SLOs are tried [-]
+P99 = 0.99  # the percentile of the TTFT objective [-]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The services of every tier and what each replica bears."""
+
+    load: Load
+    services: tuple[tuple[Service, ...], ...]  # by tier
+    capacity: tuple[Array, ...]  # by tier, greatest arrival rate of a replica that keeps the SLOs; 0: none [requests/s]
+    excluded: tuple[str, ...]  # why other combinations cannot serve
+
+    def unit_gpu_seconds(self, tier: int) -> float:
+        """GPU seconds of a visit to ``tier`` at the capacity of its best service; inf if it has none [GPU s]."""
+        gpus = np.array([s.gpus for s in self.services[tier]], dtype=float)
+        with np.errstate(divide="ignore"):
+            return float(np.min(gpus / self.capacity[tier], initial=np.inf))
+
+
+def enumerate_space(problem: Problem) -> Space:
+    """Return all combinations of tensor parallelism, draft and draft placement that fit, with their capacities.
+
+    Raises
+    ------
+    InfeasibleError
+        If no tier has a service that keeps the SLOs at any load; the message says what binds.
+    """
+    load = Load.of(problem.workload)
+    services: list[tuple[Service, ...]] = []
+    excluded: list[str] = []
+    for tier, choice in enumerate(problem.scenario.tiers):
+        found: list[Service] = []
+        for tp in choice.tp:
+            if tp > problem.scenario.fleet.gpus:
+                excluded.append(f"{choice.name} tp{tp}: exceeds fleet.gpus = {problem.scenario.fleet.gpus}")
+                continue
+            for built in _of_degree(problem, tier, tp, load):
+                if isinstance(built, str):
+                    excluded.append(built)
+                else:
+                    found.append(built)
+        services.append(tuple(found))
+    capacity = tuple(capacities(list(of_tier), load, problem.scenario.slo) for of_tier in services)
+    if not any(np.any(c > 0) for c in capacity):
+        raise InfeasibleError(_nothing(problem, services, load, excluded))
+    return Space(load, tuple(services), capacity, tuple(excluded))
+
+
+def _of_degree(problem: Problem, tier: int, tp: int, load: Load) -> list[Service | str]:
+    deployment = problem.deployment(tier, tp)
+    built = [build_service(tier, deployment, problem.profile, None, load)]
+    if isinstance(built[0], str):  # what does not fit alone does not fit beside a draft
+        return built
+    for draft in problem.drafts[tier]:
+        for degree in draft_degrees(draft.model, tp):
+            placed = type(draft)(draft.model, draft.acceptance, degree, draft.max_length)
+            built.append(build_service(tier, deployment, problem.profile, placed, load))
+    return built
+
+
+def occupancy(services: list[Service], rates: Array, load: Load) -> Occupancy:
+    """Return the steady state of each service at the rate beside it; arrays of one entry per service."""
+    column = np.array
+    tokens = column([s.rounds.tokens for s in services])
+    alone = column([s.table.base[0, 0] + s.table.prefill_time(load.prompt) for s in services])
+    t = column([s.prefill_s for s in services])
+    return queueing.occupancy(
+        rates,
+        np.full(len(services), max(load.output - 1, 1e-9)),
+        column([s.rounds.time for s in services]),
+        tokens,
+        overshoot=column([_overshoot(s) for s in services]),
+        slots=column([s.batch_cap for s in services]),
+        prefill_time=t,
+        prefill_square=t**2 * load.prompt_square / load.prompt**2,
+        prefill_alone=np.maximum(alone, t),
+        prefill_steps=np.ones(len(services)),
+    )
+
+
+def _overshoot(service: Service) -> float:
+    """Mean tokens a request's last round emits past its end: half of the others in a round, for long outputs."""
+    e = float(service.rounds.tokens[0])
+    return (e - 1) / 2
+
+
+def capacities(services: list[Service], load: Load, slo: Slo) -> Array:
+    """Return the greatest rate at which each service keeps the SLOs; 0 where no rate does [requests/s]."""
+    if not services:
+        return np.zeros(0)
+    limit = occupancy(services, np.full(len(services), 1e-9), load).rate_limit
+    low, high = _bracket(services, limit[:, None] * RATE_GRID, load, slo)
+    fine = low[:, None] + (high - low)[:, None] * np.linspace(0.0, 1.0, 13)
+    return _bracket(services, np.maximum(fine, 1e-9), load, slo)[0]
+
+
+def _bracket(services: list[Service], rates: Array, load: Load, slo: Slo) -> tuple[Array, Array]:
+    """Return for each service the last rate that keeps the SLOs before the first that does not, and that one."""
+    count = rates.shape[1]
+    repeated = [s for s in services for _ in range(count)]
+    state = occupancy(repeated, rates.ravel(), load)
+    good = within(state, slo).reshape(rates.shape)
+    first_bad = np.where(good.all(axis=1), count, np.argmin(good, axis=1))
+    row = np.arange(len(services))
+    low = np.where(first_bad > 0, rates[row, np.maximum(first_bad - 1, 0)], 0.0)
+    return low, rates[row, np.minimum(first_bad, count - 1)]
+
+
+def within(state: Occupancy, slo: Slo) -> NDArray[np.bool_]:
+    """Return where a steady state keeps the SLOs of a visit."""
+    with np.errstate(invalid="ignore"):
+        ttft = queueing.ttft_quantile(state, P99)
+        return np.asarray(state.stable & (state.tpot_s <= slo.tpot_mean_s) & (ttft <= slo.ttft_p99_s))
+
+
+def _nothing(problem: Problem, services: list[tuple[Service, ...]], load: Load, excluded: list[str]) -> str:
+    flat = [s for of_tier in services for s in of_tier]
+    if not flat:
+        return f"nothing fits: {excluded[0]}. Allow more GPUs per replica (tiers.tp), fp8, or a smaller model."
+    state = occupancy(flat, np.full(len(flat), 1e-6), load)
+    slo = problem.scenario.slo
+    ttft = float(np.min(queueing.ttft_quantile(state, P99)))
+    tpot = float(np.min(state.tpot_s))
+    if ttft > slo.ttft_p99_s:
+        return (
+            f"no deployment keeps `slo.ttft_p99_s` = {slo.ttft_p99_s:g} s even without load: the fastest needs "
+            f"{ttft:.3g} s. The nearest plan has ttft_p99_s = {ttft:.3g}."
+        )
+    return (
+        f"no deployment keeps `slo.tpot_mean_s` = {slo.tpot_mean_s:g} s even without load: the fastest needs "
+        f"{tpot:.3g} s. The nearest plan has tpot_mean_s = {tpot:.3g}."
+    )
