@@ -35,6 +35,8 @@ class Problem:
     drafts: tuple[tuple[DraftModel, ...], ...]  # of each tier
     outcomes: Outcomes | None  # None with a single tier and no quality given
     workload: Workload
+    left_out: float  # share of requests that are longer than `max_tokens` and not served [-]
+    max_tokens: int  # most tokens of a request, prompt and output [tokens]
 
     @property
     def rate(self) -> float:
@@ -83,6 +85,9 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
         for tp in tier.tp:
             check_tp(transformer, tp)
     rng = np.random.default_rng([seed if seed is not None else scenario.search.seed, 1])
+    asked = _workload(scenario, folder, rng)
+    max_tokens = scenario.traffic.max_tokens or min(m.max_context for m in models)
+    served = _at_most(asked, max_tokens)
     return Problem(
         scenario=scenario,
         accelerator=gpu,
@@ -93,7 +98,9 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
             for tier, target in zip(scenario.tiers, models, strict=True)
         ),
         outcomes=_outcomes(scenario.quality, scenario.tiers) if scenario.quality else None,
-        workload=_workload(scenario, folder, rng),
+        workload=served,
+        left_out=1 - served.requests / asked.requests,
+        max_tokens=max_tokens,
     )
 
 
@@ -158,6 +165,28 @@ def _workload(scenario: Scenario, folder: Path, rng: np.random.Generator) -> Wor
         else wl.gamma(traffic.rate, traffic.arrivals.cv, traffic.requests, rng)
     )
     return wl.open_loop(arrival, prompt, output, rng)
+
+
+def _at_most(workload: Workload, tokens: int) -> Workload:
+    """Return the requests of at most ``tokens`` prompt and output tokens; an engine refuses the others."""
+    keep = workload.prompt + workload.output <= tokens
+    if keep.all():
+        return workload
+    require(
+        int(keep.sum()) >= 2,
+        "traffic.max_tokens",
+        "must leave at least two requests [tokens]",
+        tokens,
+        f"The shortest request has {int((workload.prompt + workload.output).min())} tokens.",
+    )
+    return Workload(
+        workload.arrival[keep],
+        workload.prompt[keep],
+        workload.output[keep],
+        f"{workload.source}; requests of more than {tokens} tokens left out",
+        workload.clients,
+        workload.think_time,
+    )
 
 
 def _lengths(law: Lengths) -> wl.Lengths:

@@ -74,6 +74,9 @@ class Traffic(_Strict):
     prompt_tokens: Lengths | None = None
     output_tokens: Lengths | None = None
     trace: str | None = Field(None, description="CSV of arrivals and lengths, relative to the scenario's folder")
+    max_tokens: Count | None = Field(
+        None, description="requests with more tokens are left out; by default the shortest context of the tiers"
+    )
     clients: Annotated[int, Field(ge=0)] = Field(0, description="closed loop: clients that wait for their answer [-]")
     think_time_s: Annotated[float, Field(ge=0)] = Field(
         0.0, description="closed loop: pause before the next request [s]"
