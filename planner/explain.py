@@ -183,7 +183,7 @@ def binding(figures: dict[str, Any], problem: Problem) -> str:
 
 
 def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
-    """Return the plan in sentences: what to run, against what, why not cheaper, lambda, speculation, what would change."""
+    """Return the plan in sentences: what to run, against what, what binds, lambda, speculation, what would change."""
     return [
         _deployment(result),
         *_against(result),

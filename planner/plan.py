@@ -1,8 +1,7 @@
-"""The plan of a scenario: enumerate, search, simulate the shortlist, compare with everything on the top tier, explain."""
+"""The plan of a scenario: enumerate, search, simulate, compare with everything on the top tier, explain."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +9,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from simulator.workload import Workload
 from theory.errors import InfeasibleError, require
-from theory.outcomes import accuracy
 
 from . import explain
 from .build import Problem, resolve
 from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario
-from .search import Candidate, Rule, Search, best_of, quality_floor, refine, subset
-from .simulate import meets, simulate_candidate
+from .search import Candidate, Search, best_of, quality_floor, refine, single
+from .simulate import measured_capacity, missed, simulate_candidate
 from .space import Space, enumerate_space
 
+CAPACITY_REQUESTS = 6000  # of the scenario, simulated at each rate to find what a replica bears [-]
 CAPACITY_STEP = 0.95  # a service that misses an SLO in simulation is taken to bear this share of that load [-]
 
 
@@ -70,13 +70,8 @@ def plan_scenario(
     space = enumerate_space(problem)
     search = Search(problem, space, quality_floor(problem))
     candidates = search.enumerate()
-    candidates += refine(
-        search,
-        candidates,
-        scenario.search.trials,
-        used_seed,
-        lambda n: progress("searching", n, scenario.search.trials),
-    )
+    best_of(search, candidates)  # refuse before searching when nothing is feasible
+    candidates += refine(search, scenario.search.trials, used_seed, progress)
     chosen, simulated, tried = _verified(search, candidates, used_seed, progress)
     vertices = hull([*candidates, chosen])
     figures = explain.predicted(problem, space, chosen)
@@ -118,36 +113,45 @@ def plan_scenario(
     return result
 
 
-def analytic_plan(problem: Problem) -> tuple[Search, Candidate]:
-    """Return the best candidate of the enumeration alone, not simulated."""
-    space = enumerate_space(problem)
-    search = Search(problem, space, quality_floor(problem))
-    return search, search.settle(best_of(search, search.enumerate())[0])
-
-
 def _verified(
     search: Search, candidates: list[Candidate], seed: int, progress: Progress
 ) -> tuple[Candidate, dict[str, Any], int]:
-    """Return the best candidate that keeps the SLOs in simulation, its simulated figures, and how many were tried.
+    """Return the best candidate that keeps the SLOs in simulation, its simulated figures, and how many runs it took.
 
-    A service that misses an SLO is known to bear less than the load it had; plans are then ranked anew.
+    What a replica bears is simulated once for each service of a leading plan; plans are then ranked anew. A plan that
+    still misses an SLO (escalations do not arrive like requests) lowers the capacity of the tiers that miss it.
     """
-    tries = search.problem.scenario.search.shortlist * 4
+    problem, tries = search.problem, 6 * search.problem.scenario.search.shortlist
     rules = [c.rule for c in candidates]
-    for tried in range(1, tries + 1):
+    sample = _first(problem.workload, CAPACITY_REQUESTS)
+    known: set[int] = set()
+    simulated_runs = 0
+    for attempt in range(tries):
+        progress("simulating", attempt, tries)
         built = [c for c in (search.allocate(rule) for rule in rules) if c is not None]
         first = search.settle(best_of(search, built)[0])
-        progress("simulating", tried, tries)
-        simulated = simulate_candidate(search.problem, first, seed)
-        missed = [g for g in first.groups if not meets(simulated, g, search.problem)]
-        if not missed:
-            return first, simulated, tried
-        for group in missed:
+        new = [g for g in first.groups if id(g.service) not in known]
+        for group in new:
+            known.add(id(group.service))
+            search.measure(group, lambda s, guess: measured_capacity(s, sample, problem.scenario.slo, guess, seed))
+            simulated_runs += 1
+        if new and not search.bears(first):
+            continue
+        simulated = simulate_candidate(problem, first, seed)
+        simulated_runs += 1
+        short = missed(simulated, first, problem)
+        if not short:
+            return first, simulated, simulated_runs
+        for group in short:
             search.lower_capacity(group, CAPACITY_STEP)
     raise InfeasibleError(
-        f"none of the {tries} best plans keeps the SLOs in simulation. "
+        f"none of the best plans keeps the SLOs in simulation ({simulated_runs} runs). "
         f"The nearest plan used {first.gpus} GPUs; raise `search.shortlist`, or relax `slo`."
     )
+
+
+def _first(workload: Workload, count: int) -> Workload:
+    return Workload(workload.arrival[:count], workload.prompt[:count], workload.output[:count], workload.source)
 
 
 def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:
@@ -155,7 +159,7 @@ def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:
     problem = search.problem
     top = len(problem.models) - 1
     name = problem.scenario.tiers[top].name
-    rule = _single(problem, top)
+    rule = single(problem, top)
     rows: dict[str, Any] = {"name": f"everything on {name}"}
     for key, drafts in (("plain", False), ("speculative", True)):
         restricted = _only(search, top, drafts)
@@ -171,13 +175,6 @@ def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:
             "simulated": simulate_candidate(problem, candidate, seed),
         }
     return rows
-
-
-def _single(problem: Problem, tier: int) -> Rule:
-    if problem.outcomes is None:
-        return Rule((tier,), None, None, None, 0.0, math.nan, np.ones(1))
-    part = subset(problem.outcomes, (tier,))
-    return Rule((tier,), part, None, None, 0.0, float(accuracy(part)[0]), np.ones(1))
 
 
 def _only(search: Search, tier: int, drafts: bool) -> Search:
@@ -268,7 +265,9 @@ def _sensitivity(
         progress("sensitivity", done, len(changes))
         row: dict[str, Any] = {"change": name}
         try:
-            search, best = analytic_plan(resolve(change(scenario), folder, profile, seed))
+            problem = resolve(change(scenario), folder, profile, seed)
+            search = Search(problem, enumerate_space(problem), quality_floor(problem))
+            best = search.settle(best_of(search, search.enumerate())[0])
             row |= {
                 "usd_per_1000_requests": 1000 * best.cost,
                 "quality": best.rule.quality if search.problem.outcomes is not None else None,

@@ -33,6 +33,17 @@ def draft_step(deployment: Deployment, profile: Profile, draft: DraftModel, batc
     return step_time(draft.model, deployment.accelerator, profile, Pass(batch, 1.0, context), draft.tp)
 
 
+def draft_seconds(deployment: Deployment, profile: Profile, draft: DraftModel, batch: float, context: float) -> float:
+    """Return the time of one decode step of the draft at one point [s]."""
+    return float(draft_step(deployment, profile, draft, np.asarray(float(batch)), np.asarray(float(context))).total)
+
+
+def draft_degrees(draft: Transformer, tp: int) -> list[int]:
+    """Return the tensor-parallel degrees a draft may run at beside a target on ``tp`` GPUs: one GPU, or all of them."""
+    fits = draft.heads % tp == 0 and draft.ffn % tp == 0 and (draft.kv_heads % tp == 0 or tp % draft.kv_heads == 0)
+    return [1, tp] if tp > 1 and fits else [1]
+
+
 def verify_step(deployment: Deployment, profile: Profile, length: Array, batch: Array, context: Array) -> StepTime:
     """Return the time of the target's pass over gamma + 1 tokens of each sequence, by parts [s]."""
     d = deployment

@@ -21,6 +21,7 @@ from .service import Service
 from .space import Space, occupancy
 
 Array = NDArray[np.float64]
+FILL_STEPS = 6  # halvings of the share of requests that follow the dearer rule [-]
 PRICE_SPAN = 8.0  # Optuna tries tier prices up to this factor off their GPU time [-]
 
 
@@ -98,14 +99,34 @@ class Search:
 
     def of_prices(self, tiers: tuple[int, ...], prices: Array) -> list[Candidate]:
         """Return the feasible candidates whose policies are best at these prices of a visit [USD]."""
-        built = (self.allocate(rule) for rule in self.rules(tiers, prices))
-        return [c for c in built if c is not None]
+        rules = list(self.rules(tiers, prices))
+        built = [c for c in (self.allocate(rule) for rule in rules) if c is not None]
+        full = (self.filled(low, high) for low, high in itertools.pairwise(sorted(rules, key=lambda r: r.quality)))
+        return built + [c for c in full if c is not None]
+
+    def filled(self, low: Rule, high: Rule) -> Candidate | None:
+        """Return the dearest mixture of two pure rules that fits on the GPUs of the cheaper one.
+
+        GPUs come in whole groups, so a plan has capacity to spare; the spare escalates more requests.
+        """
+        start = self.allocate(low)
+        if start is None or low.gamma > 0 or high.gamma > 0 or low.low is None or high.low is None:
+            return None
+        best, inside, outside = None, 0.0, 1.0
+        for _ in range(FILL_STEPS):
+            share = (inside + outside) / 2
+            candidate = self.allocate(_blend(low, high, share))
+            if candidate is not None and candidate.gpus <= start.gpus:
+                best, inside = candidate, share
+            else:
+                outside = share
+        return best
 
     def rules(self, tiers: tuple[int, ...], prices: Array) -> Iterable[Rule]:
         """Yield the vertices of the frontier at these prices, and the mixture that meets the quality floor."""
         table = self.problem.outcomes
         if table is None:
-            yield Rule(tiers, None, None, None, 0.0, math.nan, np.ones(1))
+            yield single(self.problem, tiers[0])
             return
         part = subset(table, tiers)
         front = cascade.frontier(part, prices)
@@ -142,10 +163,22 @@ class Search:
         count = math.ceil(rate / capacity[best] - 1e-9)
         return Group(tier, self.space.services[tier][best], count, rate / count)
 
+    def measure(self, group: Group, simulated: Callable[[Service, float], float]) -> None:
+        """Replace the analytic capacity of a group's service by the simulated one."""
+        index = self._index(group)
+        guess = float(self._capacity[group.tier][index])
+        self._capacity[group.tier][index] = simulated(group.service, guess)
+
+    def bears(self, candidate: Candidate) -> bool:
+        """Return whether every replica of a plan bears its load, as far as is known."""
+        return all(g.rate <= self._capacity[g.tier][self._index(g)] * (1 + 1e-9) for g in candidate.groups)
+
     def lower_capacity(self, group: Group, share: float) -> None:
         """Note that a replica of this service does not bear this rate: its capacity is ``share`` of it."""
-        index = next(i for i, s in enumerate(self.space.services[group.tier]) if s is group.service)
-        self._capacity[group.tier][index] = share * group.rate
+        self._capacity[group.tier][self._index(group)] = share * group.rate
+
+    def _index(self, group: Group) -> int:
+        return next(i for i, s in enumerate(self.space.services[group.tier]) if s is group.service)
 
     def settle(self, candidate: Candidate) -> Candidate:
         """Return the candidate with the fastest service among those that need the same GPUs, and its mean latency."""
@@ -170,12 +203,31 @@ class Search:
         return float(occupancy([group.service], np.array([group.rate]), self.space.load).e2e_s[0])
 
 
+def _blend(low: Rule, high: Rule, share: float) -> Rule:
+    keep = 1 - share
+    return replace(
+        low,
+        high=high.low,
+        gamma=share,
+        quality=keep * low.quality + share * high.quality,
+        visits=keep * low.visits + share * high.visits,
+    )
+
+
 def subset(outcomes: Outcomes, tiers: tuple[int, ...]) -> Outcomes:
     """Return the joint outcomes of some of the tiers."""
     at = list(tiers)
     return Outcomes(
         tuple(outcomes.tiers[i] for i in at), outcomes.weight, outcomes.correct[:, at], outcomes.signal[:, at]
     )
+
+
+def single(problem: Problem, tier: int) -> Rule:
+    """Return the rule that sends every request to one tier."""
+    if problem.outcomes is None:
+        return Rule((tier,), None, None, None, 0.0, math.nan, np.ones(1))
+    part = subset(problem.outcomes, (tier,))
+    return Rule((tier,), part, None, None, 0.0, float(accuracy(part)[0]), np.ones(1))
 
 
 def _pure(tiers: tuple[int, ...], part: Outcomes, prices: Array, vertex: Vertex) -> Rule:

@@ -11,7 +11,7 @@ from simulator.engine import StepTable
 from simulator.workload import Workload
 from theory.latency import Pass, Profile, step_time
 from theory.memory import kv_capacity_tokens
-from theory.specs import Deployment, Transformer
+from theory.specs import Deployment
 from theory.speculation import Schedule, best_schedule, tokens_per_round
 
 from .predict import DraftModel, round_time
@@ -206,9 +206,3 @@ def with_length(service: Service, load: Load, length: int) -> Service:
     """Return the same replica with one fixed draft length for every batch size."""
     rounds = _rounds(service.table, load, service.draft, length)
     return replace(service, rounds=rounds, schedule=np.concatenate([rounds.length[:1], rounds.length]))
-
-
-def draft_degrees(draft: Transformer, tp: int) -> list[int]:
-    """Return the tensor-parallel degrees a draft may run at beside a target on ``tp`` GPUs: one GPU, or all of them."""
-    fits = draft.heads % tp == 0 and draft.ffn % tp == 0 and (draft.kv_heads % tp == 0 or tp % draft.kv_heads == 0)
-    return [1, tp] if tp > 1 and fits else [1]

@@ -12,8 +12,9 @@ from theory.errors import InfeasibleError
 from theory.queueing import Occupancy
 
 from .build import Problem
+from .predict import draft_degrees
 from .scenario import Slo
-from .service import Load, Service, build_service, draft_degrees
+from .service import Load, Service, build_service
 
 Array = NDArray[np.float64]
 RATE_GRID = np.linspace(0.02, 0.995, 48)  # shares of a replica's stability limit at which the SLOs are tried [-]

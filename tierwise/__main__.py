@@ -1,0 +1,5 @@
+"""``python -m tierwise``."""
+
+from .cli import main
+
+main()

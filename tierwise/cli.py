@@ -1,0 +1,197 @@
+"""The command line: numbers to stdout, progress to stderr; exit 0 done, 2 bad input, 3 nothing feasible."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from theory.errors import InfeasibleError, InputError, require
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class Format(StrEnum):
+    """How numbers are printed."""
+
+    table = "table"
+    json = "json"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="table for people, json for programs")]
+OutputOption = Annotated[Path | None, typer.Option("--output", help="folder for files, made if absent")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="seed of every random draw")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="scenario override a.b=value, repeatable")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="efficiency profile: name or TOML file")]
+ScenarioArgument = Annotated[str | None, typer.Argument(help="YAML file or shipped name; the shipped one by default")]
+
+
+@app.callback()
+def _about() -> None:
+    """Predict, simulate and plan LLM serving with model tiers and speculative drafts."""
+
+
+@app.command()
+def predict(
+    target: Annotated[str, typer.Option(help="target model: catalog name or path to a config.json")],
+    accelerator: Annotated[str, typer.Option(help="accelerator of the catalog")],
+    draft: Annotated[str | None, typer.Option(help="draft model: catalog name or path")] = None,
+    acceptance: Annotated[float | None, typer.Option(help="alpha, P(drafted token accepted) [0..1]")] = None,
+    acceptance_interval: Annotated[
+        tuple[float, float] | None, typer.Option(help="interval of the acceptance, two values [0..1]")
+    ] = None,
+    tp: Annotated[int, typer.Option(help="tensor-parallel degree [GPUs]")] = 1,
+    draft_tp: Annotated[
+        int | None, typer.Option(help="GPUs of the group that run the draft; by default 1 or all, the faster")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="sequences in the batch")] = 1,
+    context: Annotated[int, typer.Option(help="tokens cached of each sequence")] = 1024,
+    max_length: Annotated[int, typer.Option(help="longest draft considered [tokens]")] = 8,
+    precision: Annotated[str, typer.Option(help="bf16 or fp8")] = "bf16",
+    profile: ProfileOption = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Step times, best draft length and speed-up of one model at one batch and context."""
+    from calibration.profiles import load_profile
+    from planner.predict import DraftModel, draft_degrees, draft_seconds
+    from planner.predict import predict as evaluate
+    from theory import catalog
+    from theory.acceptance import Acceptance
+    from theory.specs import PRECISION_BYTES, Deployment
+
+    from . import show
+
+    require(precision in PRECISION_BYTES, "precision", f"must be one of {', '.join(PRECISION_BYTES)}", precision)
+    require(
+        (draft is None) == (acceptance is None),
+        "acceptance",
+        "must come with `draft`, and a draft with its acceptance [-]",
+        acceptance,
+        "Pass both --draft and --acceptance, or neither.",
+    )
+    gpu = catalog.accelerator(accelerator)
+    deployment = Deployment(catalog.model(target), gpu, tp, precision, "bf16")  # type: ignore[arg-type]
+    efficiencies = load_profile(profile or gpu.name)
+    pair = None
+    if draft is not None and acceptance is not None:
+        low, high = acceptance_interval or (acceptance, acceptance)
+        given = Acceptance(acceptance, low, high, "assumed", "given on the command line")
+        require(max_length >= 1, "max-length", "must be at least 1 [tokens]", max_length)
+        proposer = catalog.model(draft)
+        degrees = [draft_tp] if draft_tp is not None else draft_degrees(proposer, tp)
+        choices = [DraftModel(proposer, given, degree, max_length) for degree in degrees]
+        pair = min(choices, key=lambda c: draft_seconds(deployment, efficiencies, c, batch, context))
+    result = evaluate(deployment, efficiencies, pair, batch, context)
+    _emit(result, show.prediction, format, output, "prediction.json")
+
+
+@app.command()
+def simulate(
+    scenario: ScenarioArgument = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    profile: ProfileOption = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Simulate a scenario's deployment request by request; without one, the deployment the analytic planner picks."""
+    from planner.simulate import simulate_scenario
+
+    from . import show
+
+    result = simulate_scenario(*_scenario(scenario, set_), profile=profile, seed=seed, progress=_progress())
+    _emit(result, show.simulation, format, output, "simulation.json")
+
+
+@app.command()
+def plan(
+    scenario: ScenarioArgument = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    profile: ProfileOption = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario."""
+    from planner.plan import plan_scenario
+    from planner.report import write_report
+
+    from . import show
+
+    if output is not None:
+        _folder(output)
+    result = plan_scenario(*_scenario(scenario, set_), profile=profile, seed=seed, progress=_progress())
+    if output is not None:
+        write_report(result, output)
+    _emit(result, show.plan, format, None, "")
+
+
+def _scenario(name: str | None, overrides: list[str] | None) -> tuple[Any, Path]:
+    from planner.scenario import SHIPPED, load_scenario
+
+    return load_scenario(name or SHIPPED, overrides or ())
+
+
+def _progress() -> Any:
+    """Return a function that shows what is being done, on stderr and only to a person."""
+    from . import show
+
+    return show.Progress(enabled=sys.stderr.isatty())
+
+
+def _emit(result: dict[str, Any], table: Any, format: Format, output: Path | None, name: str) -> None:
+    text = json.dumps(result, indent=2, allow_nan=False)
+    if output is not None:
+        _folder(output)
+        write_text(output / name, text + "\n")
+    if format is Format.json:
+        sys.stdout.write(text + "\n")
+    else:
+        table(result)
+
+
+def _folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"`output` must be a folder that can be made; got {path} ({error.strerror}).") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"`output` must be a folder that can be written; got {path} ({error.strerror}).") from None
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        code = _say(str(error), 2)
+    except InfeasibleError as error:
+        code = _say(str(error), 3)
+    except typer.TyperException as error:
+        code = _say(getattr(error, "format_message", error.__str__)(), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _say("interrupted; nothing was written.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(message: str, code: int) -> int:
+    sys.stderr.write("tierwise: " + " ".join(message.split()) + "\n")
+    return code

@@ -1,0 +1,189 @@
+"""Results as tables for people, on stdout; progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Progress:
+    """One line on stderr that says what is being done and how far it is; nothing when not ``enabled``."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        if self.enabled:
+            filled = round(24 * done / max(of, 1))
+            sys.stderr.write(f"\r{what:<14} [{'#' * filled}{'.' * (24 - filled)}] {done}/{of}\x1b[K")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self.enabled:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _console() -> Console:
+    # a fixed width where nobody looks, so that piped output has the same bytes everywhere
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def prediction(result: dict[str, Any]) -> None:
+    """Print what ``predict`` found."""
+    console = _console()
+    step = result["step_time_s"]
+    low, high = step["target_interval"]
+    level = result["interval_level"]
+    console.print(
+        f"{result['target']} on {result['tp']} x {result['accelerator']}, batch {result['batch']}, "
+        f"context {result['context_tokens']} tokens: a decode step takes {_time(step['target'])} "
+        f"({_time(low)} to {_time(high)}, {level:.0%}; {result['provenance']['step_time']})"
+    )
+    parts = _table("Where a decode step goes", "part", "time", "share")
+    for name, value in step["parts"].items():
+        parts.add_row(name, _time(value), f"{value / step['target']:.0%}")
+    console.print(parts)
+    if result["draft"] is None:
+        return
+    rows = _table(
+        f"Speculation with {result['draft']}", "draft length", "tokens/round", "speed-up", f"{level:.0%} interval"
+    )
+    for row in result["by_draft_length"]:
+        best = "  <- best" if row["draft_length"] == result["draft_length"] else ""
+        low, high = row["speedup_interval"]
+        rows.add_row(
+            str(row["draft_length"]),
+            f"{row['tokens_per_round']:.2f}",
+            f"{row['speedup']:.2f}",
+            f"{low:.2f} to {high:.2f}{best}",
+        )
+    console.print(rows)
+    cross = result["crossover_batch"]
+    console.print(
+        "Speculation still gains at the largest batch searched."
+        if cross is None
+        else f"From batch {cross} on no draft length gains at this context."
+    )
+
+
+def simulation(result: dict[str, Any]) -> None:
+    """Print what ``simulate`` found."""
+    console = _console()
+    console.print(
+        f"{result['scenario']}: {result['requests']} requests, status [bold]{result['status']}[/bold], "
+        f"engine {result['wall_s']:.2f} s"
+    )
+    _latencies(console, result)
+    tiers = _table("Tiers", "tier", "share", "stops", "mean batch", "accepted")
+    for tier in result["tiers"]:
+        accepted = "-" if tier["acceptance"] is None else f"{tier['acceptance']:.2f}"
+        tiers.add_row(
+            tier["name"], f"{tier['share']:.1%}", f"{tier['stop_fraction']:.1%}", f"{tier['mean_batch']:.1f}", accepted
+        )
+    console.print(tiers)
+    flow, cost, quality = result["throughput"], result["cost"], result["quality"]
+    console.print(
+        f"{flow['requests_per_s']:.2f} requests/s, {flow['output_tokens_per_s']:.0f} output tokens/s, "
+        f"goodput {result['goodput']['fraction']:.1%}, {cost['usd_per_1000_requests']:.3f} USD per 1000 requests"
+    )
+    if quality is not None:
+        low, high = quality["interval"]
+        console.print(f"Quality {quality['mean']:.4f} (95 %: {low:.4f} to {high:.4f})")
+
+
+def _latencies(console: Console, result: dict[str, Any]) -> None:
+    table = _table("Latency", "metric", "mean", "p50", "p90", "p99", "95 % of the mean")
+    for key, name in (("ttft_s", "TTFT of a visit"), ("tpot_s", "TPOT of a visit"), ("e2e_s", "time to final answer")):
+        m = result[key]
+        low, high = m["interval"]
+        table.add_row(name, *(_time(m[p]) for p in ("mean", "p50", "p90", "p99")), f"{_time(low)} to {_time(high)}")
+    console.print(table)
+
+
+def plan(result: dict[str, Any]) -> None:
+    """Print what ``plan`` decided."""
+    console = _console()
+    chosen = result["plan"]
+    console.print(f"[bold]{result['scenario']}[/bold]: {result['explanation'][0]}")
+    tiers = _table(
+        f"Plan: {chosen['gpus']} x {chosen['accelerator']}",
+        "tier",
+        "model",
+        "replicas x tp",
+        "share",
+        "draft",
+        "draft length by batch",
+    )
+    for tier in chosen["tiers"]:
+        tiers.add_row(
+            tier["name"],
+            tier["model"],
+            f"{tier['replicas']} x {tier['tp']}",
+            f"{tier['share']:.1%}",
+            tier["draft"] or "none",
+            _schedule(tier["schedule"]),
+        )
+    console.print(tiers)
+    console.print(_comparison(result))
+    for sentence in result["explanation"][1:]:
+        console.print(f"- {sentence}", soft_wrap=False)
+    console.print(
+        f"({result['wall_s']:.1f} s; step times: {result['provenance']['step_time']}, "
+        f"profile {result['provenance']['profile']})"
+    )
+
+
+def _schedule(ranges: list[list[int]]) -> str:
+    if not ranges:
+        return "-"
+    shown = [f"{a}-{b}: {g}" for a, b, g in ranges]
+    return ", ".join(shown[:4]) + (f", ... ({len(shown)} ranges)" if len(shown) > 4 else "")
+
+
+def _comparison(result: dict[str, Any]) -> Table:
+    columns: list[tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = [
+        ("plan", result["predicted"], result["simulated"])
+    ]
+    base = result["baseline"]
+    for key, label in (("plain", base["name"]), ("speculative", "the same with a draft")):
+        row = base[key]
+        columns.append((label, row and row["predicted"], row and row["simulated"]))
+    table = _table("Predicted / simulated", "", *(name for name, _, _ in columns))
+    rows = [
+        ("GPUs", lambda p, _: f"{p['gpus']}"),
+        (
+            "USD per 1000 requests",
+            lambda p, s: f"{p['usd_per_1000_requests']:.3f} / {s['cost']['usd_per_1000_requests']:.3f}",
+        ),
+        ("quality", _quality),
+        ("p99 TTFT of a visit", lambda p, s: f"{_time(p['ttft_p99_s'])} / {_time(s['ttft_s']['p99'])}"),
+        ("mean TPOT", lambda p, s: f"{_time(p['tpot_mean_s'])} / {_time(s['tpot_s']['mean'])}"),
+        ("mean time to final answer", lambda p, s: f"{_time(p['e2e_mean_s'])} / {_time(s['e2e_s']['mean'])}"),
+    ]
+    for name, cell in rows:
+        table.add_row(name, *("does not fit" if p is None or s is None else cell(p, s) for _, p, s in columns))
+    return table
+
+
+def _quality(p: dict[str, Any], s: dict[str, Any]) -> str:
+    if p["quality"] is None:
+        return "-"
+    return f"{p['quality']:.4f} / {s['quality']['mean']:.4f}"

@@ -1,0 +1,46 @@
+"""The verbs of the command line as functions: the same arguments, the same dictionaries as ``--format json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from planner.plan import plan_scenario, silent
+from planner.scenario import SHIPPED, load_scenario
+from planner.simulate import simulate_scenario
+
+
+def plan(
+    scenario: str | Path = SHIPPED,
+    set: Sequence[str] = (),
+    profile: str | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Return the plan of a scenario; see ``tierwise plan``.
+
+    Parameters
+    ----------
+    scenario : str or Path
+        Shipped name or YAML file.
+    set : sequence of str
+        Overrides ``a.b=value``.
+
+    Raises
+    ------
+    InputError
+        If the scenario is broken.
+    InfeasibleError
+        If nothing keeps its constraints.
+    """
+    return plan_scenario(*load_scenario(scenario, set), profile=profile, seed=seed, progress=silent)
+
+
+def simulate(
+    scenario: str | Path = SHIPPED,
+    set: Sequence[str] = (),
+    profile: str | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Return what happens when a scenario's deployment is simulated; see ``tierwise simulate``. Arguments as `plan`."""
+    return simulate_scenario(*load_scenario(scenario, set), profile=profile, seed=seed, progress=silent)
