@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -167,7 +168,7 @@ def _comparison(result: dict[str, Any]) -> Table:
         row = base[key]
         columns.append((label, row and row["predicted"], row and row["simulated"]))
     table = _table("Predicted / simulated", "", *(name for name, _, _ in columns))
-    rows = [
+    rows: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], str]]] = [
         ("GPUs", lambda p, _: f"{p['gpus']}"),
         (
             "USD per 1000 requests",
