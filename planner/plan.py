@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from simulator.workload import Workload
+from simulator.workload import Workload, at_rate
 from theory.errors import InfeasibleError, require
 
 from . import explain
@@ -18,7 +18,7 @@ from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario
 from .search import Candidate, Search, best_of, quality_floor, refine, single
 from .simulate import measured_capacity, missed, simulate_candidate
-from .space import Space, enumerate_space
+from .space import Space, enumerate_space, with_slo
 
 CAPACITY_REQUESTS = 6000  # of the scenario, simulated at each rate to find what a replica bears [-]
 CAPACITY_STEP = 0.95  # a service that misses an SLO in simulation is taken to bear this share of that load [-]
@@ -91,7 +91,7 @@ def plan_scenario(
         "frontier": _frontier(problem, candidates, vertices),
         "lambda": _price(problem, chosen, vertices, search.floor),
         "speculation": _speculation(problem, space, chosen),
-        "sensitivity": _sensitivity(scenario, folder, profile, used_seed, progress),
+        "sensitivity": _sensitivity(problem, space, progress),
         "evaluated": {
             "analytic": search.evaluated,
             "policies": len(candidates),
@@ -129,6 +129,7 @@ def _verified(
     for attempt in range(tries):
         progress("simulating", attempt, tries)
         built = [c for c in (search.allocate(rule) for rule in rules) if c is not None]
+        built += search.enumerate() if attempt else []  # what is known of capacities has changed
         first = search.settle(best_of(search, built)[0])
         new = [g for g in first.groups if id(g.service) not in known]
         for group in new:
@@ -247,32 +248,26 @@ def _speculation(problem: Problem, space: Space, chosen: Candidate) -> dict[str,
     }
 
 
-def _sensitivity(
-    scenario: Scenario, folder: Path, profile: str | None, seed: int, progress: Progress
-) -> list[dict[str, Any]]:
-    """Return the analytic plan when load, TTFT objective or price change, one at a time."""
-    rows = []
-    changes: list[tuple[str, Callable[[Scenario], Scenario]]] = [
-        ("traffic.rate x 0.8", lambda s: _with_rate(s, folder, seed, 0.8)),
-        ("traffic.rate x 1.25", lambda s: _with_rate(s, folder, seed, 1.25)),
-        ("slo.ttft_p99_s x 0.5", lambda s: s.model_copy(update={"slo": _scaled(s.slo, "ttft_p99_s", 0.5)})),
-        (
-            "fleet.price_per_gpu_hour x 2",
-            lambda s: s.model_copy(update={"fleet": _scaled(s.fleet, "price_per_gpu_hour", 2)}),
-        ),
+def _sensitivity(problem: Problem, space: Space, progress: Progress) -> list[dict[str, Any]]:
+    """Return the analytic plan when load or TTFT objective change, one at a time."""
+    tight = problem.scenario.slo.model_copy(update={"ttft_p99_s": problem.scenario.slo.ttft_p99_s / 2})
+    changes: list[tuple[str, Problem, Space]] = [
+        ("traffic.rate x 0.8", _at_load(problem, 0.8), space),
+        ("traffic.rate x 1.25", _at_load(problem, 1.25), space),
+        ("slo.ttft_p99_s x 0.5", problem, with_slo(space, tight)),
     ]
-    for done, (name, change) in enumerate(changes):
+    rows = []
+    for done, (name, changed, its_space) in enumerate(changes):
         progress("sensitivity", done, len(changes))
         row: dict[str, Any] = {"change": name}
         try:
-            problem = resolve(change(scenario), folder, profile, seed)
-            search = Search(problem, enumerate_space(problem), quality_floor(problem))
+            search = Search(changed, its_space, quality_floor(changed))
             best = search.settle(best_of(search, search.enumerate())[0])
             row |= {
                 "usd_per_1000_requests": 1000 * best.cost,
-                "quality": best.rule.quality if search.problem.outcomes is not None else None,
+                "quality": best.rule.quality if problem.outcomes is not None else None,
                 "gpus": best.gpus,
-                "tiers": [g.service.name for g in best.groups],
+                "tiers": [f"{g.replicas} x {g.service.name}" for g in best.groups],
             }
         except InfeasibleError as error:
             row |= {"infeasible": str(error)}
@@ -280,10 +275,5 @@ def _sensitivity(
     return rows
 
 
-def _with_rate(scenario: Scenario, folder: Path, seed: int, factor: float) -> Scenario:
-    rate = scenario.traffic.rate or resolve(scenario, folder, None, seed).rate
-    return scenario.model_copy(update={"traffic": scenario.traffic.model_copy(update={"rate": factor * rate})})
-
-
-def _scaled(part: Any, name: str, factor: float) -> Any:
-    return part.model_copy(update={name: factor * getattr(part, name)})
+def _at_load(problem: Problem, factor: float) -> Problem:
+    return replace(problem, workload=at_rate(problem.workload, factor * problem.rate))

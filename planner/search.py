@@ -99,10 +99,16 @@ class Search:
 
     def of_prices(self, tiers: tuple[int, ...], prices: Array) -> list[Candidate]:
         """Return the feasible candidates whose policies are best at these prices of a visit [USD]."""
-        rules = list(self.rules(tiers, prices))
-        built = [c for c in (self.allocate(rule) for rule in rules) if c is not None]
-        full = (self.filled(low, high) for low, high in itertools.pairwise(sorted(rules, key=lambda r: r.quality)))
-        return built + [c for c in full if c is not None]
+        return self.carried(list(self.rules(tiers, prices)))
+
+    def carried(self, rules: list[Rule]) -> list[Candidate]:
+        """Return the feasible candidates of the rules of one frontier, and of the mixtures that use spare capacity."""
+        built = [self.allocate(rule) for rule in rules]
+        gpus = [math.inf if c is None else c.gpus for c in built]
+        order = sorted(range(len(rules)), key=lambda i: rules[i].quality)
+        steps = [(i, j) for i, j in itertools.pairwise(order) if gpus[i] < gpus[j]]
+        full = [self.filled(rules[i], rules[j]) for i, j in steps]
+        return [c for c in built + full if c is not None]
 
     def filled(self, low: Rule, high: Rule) -> Candidate | None:
         """Return the dearest mixture of two pure rules that fits on the GPUs of the cheaper one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,11 @@ def enumerate_space(problem: Problem) -> Space:
     if not any(np.any(c > 0) for c in capacity):
         raise InfeasibleError(_nothing(problem, services, load, excluded))
     return Space(load, tuple(services), capacity, tuple(excluded))
+
+
+def with_slo(space: Space, slo: Slo) -> Space:
+    """Return the space under other objectives."""
+    return replace(space, capacity=tuple(capacities(list(s), space.load, slo) for s in space.services))
 
 
 def _of_degree(problem: Problem, tier: int, tp: int, load: Load) -> list[Service | str]:
