@@ -137,8 +137,8 @@ def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> 
     tokens = float(records.output[kept].mean())
     good = _good(problem.scenario.slo, records, kept)
     quality = None if np.isnan(records.correct).all() else metrics.mean_interval(records.correct[kept])
-    ttft = np.concatenate([t[0][k] for t, k in visits])
-    tpot = np.concatenate([t[1][k] for t, k in visits])
+    began = np.argsort(np.concatenate([r.arrival[k] for (r, _), (_, k) in zip(_visited(records), visits, strict=True)]))
+    ttft, tpot = (np.concatenate([t[i][k] for t, k in visits])[began] for i in (0, 1))
     speed = 1.0 / tpot[tpot > 0]
     return {
         "requests": int(problem.workload.requests),
