@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 FormatOption = Annotated[Format, typer.Option("--format", help="table for people, json for programs")]
 OutputOption = Annotated[Path | None, typer.Option("--output", help="folder for files, made if absent")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="seed of every random draw")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="seed of every random draw")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="scenario override a.b=value, repeatable")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="efficiency profile: name or TOML file")]
 ScenarioArgument = Annotated[str | None, typer.Argument(help="YAML file or shipped name; the shipped one by default")]
@@ -105,7 +105,7 @@ def simulate(
 
     from . import show
 
-    result = simulate_scenario(*_scenario(scenario, set_), profile=profile, seed=seed, progress=_progress())
+    result = simulate_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=_progress())
     _emit(result, show.simulation, format, output, "simulation.json")
 
 
@@ -126,15 +126,16 @@ def plan(
 
     if output is not None:
         _folder(output)
-    result = plan_scenario(*_scenario(scenario, set_), profile=profile, seed=seed, progress=_progress())
+    result = plan_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=_progress())
     if output is not None:
         write_report(result, output)
     _emit(result, show.plan, format, None, "")
 
 
-def _scenario(name: str | None, overrides: list[str] | None) -> tuple[Any, Path]:
+def _scenario(name: str | None, overrides: list[str] | None, seed: int | None) -> tuple[Any, Path]:
     from planner.scenario import SHIPPED, load_scenario
 
+    require(seed is None or seed >= 0, "seed", "must be at least 0 [-]", seed, "Any whole number will do.")
     return load_scenario(name or SHIPPED, overrides or ())
 
 
