@@ -368,17 +368,19 @@ def _explain(error: ValidationError) -> str:
         stop = "" if message.endswith(".") else "."
         return f"`{path}` {message}{stop}{tail}" if path != "scenario" else f"{message}{stop}{tail}"
     rule = message.split(" should be ")[-1].split(" should ")[-1]
-    return f"`{path}` must be {rule}; got {_short(first['input'])}.{_way_out(path)}{tail}"
+    return f"`{path}` must be {rule}; got {_short(first['input'])}.{_way_out(first['loc'])}{tail}"
 
 
-def _way_out(path: str) -> str:
-    hints = {
-        "acceptance": " It is a probability per drafted token: pass 0.8, not 80.",
-        "gpu_memory_utilization": " It is a share: pass 0.9, not 90.",
-        "rate": " Requests per second, above 0.",
-        "gpus": " At least one GPU is needed.",
-    }
-    return hints.get(path.rsplit(".", 1)[-1], "")
+def _way_out(loc: tuple[int | str, ...]) -> str:
+    """Return what the field means, with its unit, and for the commonest slips what to write instead."""
+    name = next((str(p) for p in reversed(loc) if isinstance(p, str) and not _is_branch(p)), "")
+    if name in ("acceptance", "acceptance_interval"):
+        return " It is a probability per drafted token: pass 0.8, not 80."
+    if name == "gpu_memory_utilization":
+        return " It is a share: pass 0.9, not 90."
+    model = _model_at(loc[: loc.index(name)] if name in loc else ())
+    meaning = model.model_fields[name].description if model is not None and name in model.model_fields else None
+    return f" It is the {meaning}." if meaning else ""
 
 
 def _short(value: object) -> str:
@@ -392,11 +394,16 @@ def _is_branch(part: str) -> bool:
 
 
 def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    model = _model_at(loc)
+    return list(model.model_fields) if model is not None else []
+
+
+def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Scenario
     for part in loc:
         if isinstance(part, str) and model is not None and part in model.model_fields:
             model = _model_of(model.model_fields[part].annotation)
-    return list(model.model_fields) if model is not None else []
+    return model
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -184,13 +185,36 @@ def main() -> None:
     except InfeasibleError as error:
         code = _say(str(error), 3)
     except typer.TyperException as error:
-        code = _say(getattr(error, "format_message", error.__str__)(), 2)
+        code = _say(_usage(getattr(error, "format_message", error.__str__)()), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _say("interrupted; nothing was written.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(message: str) -> str:
+    """Return what the argument parser says in the form of our own messages."""
+    for pattern, said in (
+        (
+            r"No such option: (\S+).*",
+            r"`\1` must be a known option; got one that is not. See `tierwise COMMAND --help`.",
+        ),
+        (r"No such command '(.+)'.*", r"`command` must be one of those of `tierwise --help`; got '\1'."),
+        (r"Missing (?:option|argument) '(.+)'.*", r"`\1` must be given; got nothing. See `tierwise COMMAND --help`."),
+        (
+            r"Invalid value for '(.+?)': (?:Value error, )?'(.*)' is not one of (.*?)\.?",
+            r"`\1` must be one of \3; got '\2'.",
+        ),
+        (
+            r"Invalid value for '(.+?)': (?:Value error, )?(.*?)\.?",
+            r"`\1` must be a valid value; got one that is not: \2.",
+        ),
+    ):
+        if match := re.fullmatch(pattern, " ".join(message.split())):
+            return match.expand(said)
+    return message
 
 
 def _say(message: str, code: int) -> int:
