@@ -72,8 +72,8 @@ def plan_scenario(
     candidates = search.enumerate()
     best_of(search, candidates)  # refuse before searching when nothing is feasible
     candidates += refine(search, scenario.search.trials, used_seed, progress)
-    chosen, simulated, tried = _verified(search, candidates, used_seed, progress)
-    vertices = hull([*candidates, chosen])
+    chosen, simulated, tried, candidates = _verified(search, candidates, used_seed, progress)
+    vertices = hull(candidates)
     figures = explain.predicted(problem, space, chosen)
     baseline = _baseline(search, used_seed, progress)
     result = {
@@ -115,8 +115,8 @@ def plan_scenario(
 
 def _verified(
     search: Search, candidates: list[Candidate], seed: int, progress: Progress
-) -> tuple[Candidate, dict[str, Any], int]:
-    """Return the best candidate that keeps the SLOs in simulation, its simulated figures, and how many runs it took.
+) -> tuple[Candidate, dict[str, Any], int, list[Candidate]]:
+    """Return the best plan that keeps the SLOs in simulation, its figures, how many runs that took, all plans then.
 
     What a replica bears is simulated once for each service of a leading plan; plans are then ranked anew. A plan that
     still misses an SLO (escalations do not arrive like requests) lowers the capacity of the tiers that miss it.
@@ -142,7 +142,7 @@ def _verified(
         simulated_runs += 1
         short = missed(simulated, first, problem)
         if not short:
-            return first, simulated, simulated_runs
+            return first, simulated, simulated_runs, built
         for group in short:
             search.lower_capacity(group, CAPACITY_STEP)
     raise InfeasibleError(

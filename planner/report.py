@@ -72,7 +72,8 @@ def _png(result: dict[str, Any]) -> bytes:
             f"{r['gpus']} GPU" + ("s" if r["gpus"] > 1 else ""),
             (r["usd_per_1000_requests"], r["quality"]),
             textcoords="offset points",
-            xytext=(5, -11),
+            xytext=(-7, 5),
+            ha="right",
             fontsize=7,
             color=grey,
         )
