@@ -167,19 +167,27 @@ def crossover(problem: Problem, space: Space, group: Group) -> dict[str, Any] | 
     }
 
 
-def binding(figures: dict[str, Any], problem: Problem) -> str:
-    """Return which constraint stops the plan from costing less."""
-    slo = problem.scenario.slo
-    tightest = max(
-        (
-            (tier["ttft_p99_s"] / slo.ttft_p99_s, f"p99 TTFT of {tier['name']}"),
-            (tier["tpot_mean_s"] / slo.tpot_mean_s, f"mean TPOT of {tier['name']}"),
-            (tier["load"], f"stability of {tier['name']}"),
-        )
-        for tier in figures["tiers"]
-    )
-    used, name = max(tightest)
-    return f"{name} is the tightest limit, {used:.0%} used; replicas come in whole groups of GPUs"
+def binding(problem: Problem, space: Space, candidate: Candidate, used: Array) -> dict[str, Any]:
+    """Return the tier whose replicas are fullest, and which limit they meet first as their load grows.
+
+    Parameters
+    ----------
+    used : ndarray
+        Load of each group of the plan over the greatest its replicas bear within the SLOs [-].
+    """
+    fullest = int(np.argmax(used))
+    group, slo = candidate.groups[fullest], problem.scenario.slo
+    state = occupancy([group.service], np.array([group.rate / used[fullest]]), space.load)
+    shares = {
+        "p99 TTFT": float(queueing.ttft_quantile(state, P99)[0]) / slo.ttft_p99_s,
+        "mean TPOT": float(state.tpot_s[0]) / slo.tpot_mean_s,
+        "stability": float(group.rate / used[fullest] / state.rate_limit[0]),
+    }
+    return {
+        "tier": problem.scenario.tiers[group.tier].name,
+        "used": float(used[fullest]),
+        "constraint": max(shares, key=lambda name: shares[name]),
+    }
 
 
 def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
@@ -187,7 +195,7 @@ def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
     return [
         _deployment(result),
         *_against(result),
-        binding(result["predicted"], problem) + ".",
+        _binding(result["binding"]),
         *_lambda(result),
         *_speculation(result),
         *_changes(result),
@@ -224,6 +232,13 @@ def _against(result: dict[str, Any]) -> list[str]:
         f"{base['name'].capitalize()}, with its best draft, is not beaten on cost: "
         f"{theirs['usd_per_1000_requests']:.3f} USD per 1000 requests{quality}."
     ]
+
+
+def _binding(binding: dict[str, Any]) -> str:
+    return (
+        f"The replicas of {binding['tier']} are the fullest, {binding['used']:.0%} of what they bear; "
+        f"{binding['constraint']} is what would break first. Replicas come in whole groups of GPUs."
+    )
 
 
 def _lambda(result: dict[str, Any]) -> list[str]:

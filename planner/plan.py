@@ -91,6 +91,7 @@ def plan_scenario(
         "frontier": _frontier(problem, candidates, vertices),
         "lambda": _price(problem, chosen, vertices, search.floor),
         "speculation": _speculation(problem, space, chosen),
+        "binding": explain.binding(problem, space, chosen, search.used(chosen)),
         "sensitivity": _sensitivity(problem, space, progress),
         "evaluated": {
             "analytic": search.evaluated,

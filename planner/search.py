@@ -177,7 +177,12 @@ class Search:
 
     def bears(self, candidate: Candidate) -> bool:
         """Return whether every replica of a plan bears its load, as far as is known."""
-        return all(g.rate <= self._capacity[g.tier][self._index(g)] * (1 + 1e-9) for g in candidate.groups)
+        return bool(np.all(self.used(candidate) <= 1 + 1e-9))
+
+    def used(self, candidate: Candidate) -> Array:
+        """Return the load of each group over the greatest its replicas bear within the SLOs [-]."""
+        with np.errstate(divide="ignore"):
+            return np.array([np.divide(g.rate, self._capacity[g.tier][self._index(g)]) for g in candidate.groups])
 
     def lower_capacity(self, group: Group, share: float) -> None:
         """Note that a replica of this service does not bear this rate: its capacity is ``share`` of it."""

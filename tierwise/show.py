@@ -43,7 +43,7 @@ def _time(seconds: float | None) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True, min_width=6)
     return table
 
 
@@ -156,7 +156,7 @@ def _schedule(ranges: list[list[int]]) -> str:
     if not ranges:
         return "-"
     shown = [f"{a}-{b}: {g}" for a, b, g in ranges]
-    return ", ".join(shown[:4]) + (f", ... ({len(shown)} ranges)" if len(shown) > 4 else "")
+    return ", ".join(shown[:3]) + (f", ... {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def _comparison(result: dict[str, Any]) -> Table:
