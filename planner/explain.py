@@ -21,6 +21,20 @@ from .space import P99, Space, occupancy
 Array = NDArray[np.float64]
 
 
+def first_stops(rule: Rule) -> dict[str, Any] | None:
+    """Return at how many of its signal levels the first tier's answer stands, for the rule most requests follow.
+
+    A level is a bin of equal probability, so the count over ``levels`` is also the share of requests that stop there.
+    """
+    policy = rule.low if rule.gamma < 0.5 else rule.high
+    if policy is None or rule.outcomes is None or policy.first.kind != "run":
+        return None
+    tier, levels = policy.first.tier, rule.outcomes.levels
+    moves = [policy.action(1 << tier, (level,)) for level in range(levels)]
+    stops = [level for level, move in enumerate(moves) if move.kind == "answer"]
+    return {"tier": rule.outcomes.tiers[tier], "levels": levels, "stops_at": stops}
+
+
 def tiers(problem: Problem, candidate: Candidate) -> list[dict[str, Any]]:
     """Return how each tier of the plan is deployed."""
     return [_tier(problem, candidate, group) for group in candidate.groups]
@@ -38,6 +52,7 @@ def _tier(problem: Problem, candidate: Candidate, group: Group) -> dict[str, Any
         "replicas": group.replicas,
         "gpus": group.gpus,
         "share": _share(candidate.rule, group.tier),
+        "stop_fraction": float(candidate.rule.answers[candidate.rule.tiers.index(group.tier)]),
         "requests_per_s_per_replica": group.rate,
         "draft": draft.model.name if draft else None,
         "draft_tp": draft.tp if draft else None,
@@ -194,6 +209,7 @@ def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
     """Return the plan in sentences: what to run, against what, what binds, lambda, speculation, what would change."""
     return [
         _deployment(result),
+        *_stop(result),
         *_against(result),
         _binding(result["binding"]),
         *_lambda(result),
@@ -211,6 +227,18 @@ def _deployment(result: dict[str, Any]) -> str:
         parts.append(f"{t['name']} on {count} of TP {t['tp']}{draft} (runs for {t['share']:.0%} of requests)")
     cost = result["predicted"]["usd_per_1000_requests"]
     return f"Run {', then '.join(parts)}: {cost:.3f} USD per 1000 requests."
+
+
+def _stop(result: dict[str, Any]) -> list[str]:
+    first = result["plan"]["first_stops"]
+    if first is None or len(result["plan"]["tiers"]) < 2:
+        return []
+    ends = ", ".join(f"{t['stop_fraction']:.0%} with {t['name']}" for t in result["plan"]["tiers"])
+    shown = ", ".join(str(level + 1) for level in first["stops_at"]) or "none"
+    return [
+        f"Stop rule: {first['tier']} answers first; its answer stands at confidence {shown} of {first['levels']} "
+        f"(1 is the least sure); requests end {ends}. The whole table is in the JSON."
+    ]
 
 
 def _against(result: dict[str, Any]) -> list[str]:

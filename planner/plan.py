@@ -83,6 +83,7 @@ def plan_scenario(
             "gpus": chosen.gpus,
             "accelerator": problem.accelerator.name,
             "tiers": explain.tiers(problem, chosen),
+            "first_stops": explain.first_stops(chosen.rule),
             "stop_rule": explain.stop_rule(chosen.rule),
         },
         "predicted": figures,

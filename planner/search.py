@@ -36,6 +36,7 @@ class Rule:
     gamma: float  # share of requests that follow `high` [-]
     quality: float  # [-]; nan if unknown
     visits: Array  # share of requests that run each of `tiers` [-]
+    answers: Array  # share of requests whose answer is each one's [-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,7 @@ def _blend(low: Rule, high: Rule, share: float) -> Rule:
         gamma=share,
         quality=keep * low.quality + share * high.quality,
         visits=keep * low.visits + share * high.visits,
+        answers=keep * low.answers + share * high.answers,
     )
 
 
@@ -236,20 +238,22 @@ def subset(outcomes: Outcomes, tiers: tuple[int, ...]) -> Outcomes:
 def single(problem: Problem, tier: int) -> Rule:
     """Return the rule that sends every request to one tier."""
     if problem.outcomes is None:
-        return Rule((tier,), None, None, None, 0.0, math.nan, np.ones(1))
+        return Rule((tier,), None, None, None, 0.0, math.nan, np.ones(1), np.ones(1))
     part = subset(problem.outcomes, (tier,))
-    return Rule((tier,), part, None, None, 0.0, float(accuracy(part)[0]), np.ones(1))
+    return Rule((tier,), part, None, None, 0.0, float(accuracy(part)[0]), np.ones(1), np.ones(1))
 
 
 def _pure(tiers: tuple[int, ...], part: Outcomes, prices: Array, vertex: Vertex) -> Rule:
     value = cascade.evaluate(vertex.policy, part, prices)
-    return Rule(tiers, part, vertex.policy, vertex.policy, 0.0, value.quality, value.visits)
+    return Rule(tiers, part, vertex.policy, vertex.policy, 0.0, value.quality, value.visits, value.answers)
 
 
 def _mixed(tiers: tuple[int, ...], part: Outcomes, prices: Array, mixture: Mixture) -> Rule:
     low, high = (cascade.evaluate(v.policy, part, prices) for v in (mixture.low, mixture.high))
     value: PolicyValue = low.mixed(high, mixture.gamma)
-    return Rule(tiers, part, mixture.low.policy, mixture.high.policy, mixture.gamma, value.quality, value.visits)
+    return Rule(
+        tiers, part, mixture.low.policy, mixture.high.policy, mixture.gamma, value.quality, value.visits, value.answers
+    )
 
 
 def quality_floor(problem: Problem) -> float | None:

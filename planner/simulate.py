@@ -377,4 +377,4 @@ def _deployed_rule(
     part = subset(problem.outcomes, tiers)
     policy = cascade.solve(part, prices, lam)
     value = cascade.evaluate(policy, part, prices)
-    return Rule(tiers, part, policy, policy, 0.0, value.quality, value.visits)
+    return Rule(tiers, part, policy, policy, 0.0, value.quality, value.visits, value.answers)

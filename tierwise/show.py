@@ -130,6 +130,7 @@ def plan(result: dict[str, Any]) -> None:
         "model",
         "replicas x tp",
         "share",
+        "stops",
         "draft",
         "draft length by batch",
     )
@@ -139,6 +140,7 @@ def plan(result: dict[str, Any]) -> None:
             tier["model"],
             f"{tier['replicas']} x {tier['tp']}",
             f"{tier['share']:.1%}",
+            f"{tier['stop_fraction']:.1%}",
             tier["draft"] or "none",
             _schedule(tier["schedule"]),
         )
