@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,9 @@ from simulator.engine import StepTable
 from simulator.workload import Workload
 from theory.latency import Pass, Profile, step_time
 from theory.memory import kv_capacity_tokens
+from theory.queueing import mean_overshoot
 from theory.specs import Deployment
-from theory.speculation import Schedule, best_schedule, tokens_per_round
+from theory.speculation import Schedule, best_schedule, tokens_per_round, tokens_variance
 
 from .predict import DraftModel, round_time
 
@@ -28,7 +30,7 @@ class Load:
     output: float  # mean [tokens]
     context: float  # mean cached tokens of a decoding sequence [tokens]
     context_sd: float  # their standard deviation [tokens]
-    prompt_p99: float  # [tokens]
+    output_cv2: float  # squared coefficient of variation of the output [-]
     longest: int  # longest prompt plus output [tokens]
     prompt_square: float  # mean of the square [tokens^2]
 
@@ -46,7 +48,7 @@ class Load:
             output=float(output.mean()),
             context=float(context),
             context_sd=float(max(square - context**2, 0.0) ** 0.5),
-            prompt_p99=float(np.quantile(prompt, 0.99)),
+            output_cv2=float(output.var() / output.mean() ** 2),
             longest=int((workload.prompt + workload.output).max()),
             prompt_square=float((prompt**2).mean()),
         )
@@ -64,8 +66,10 @@ class Service:
     kv_tokens: int  # KV capacity [tokens]
     batch_cap: int  # sequences that decode at once, by limit or by KV memory [sequences]
     rounds: Schedule  # gamma, E[N] and round time for n = 1..N at the mean context
-    prefill_s: float  # mean seconds a prompt adds to the steps of a busy replica [s]
-    prefill_p99_s: float  # what a long prompt's own prefill takes [s]
+    first_s: Array  # what a mean prompt adds to a step of n = 1..N decoding sequences [s]
+    further_s: Array  # the same for one more prompt in that step [s]
+    alone_s: float  # a step of a mean prompt and nothing else [s]
+    overshoot: float  # mean tokens that the last round of a request emits past its end [tokens]
 
     @property
     def gpus(self) -> int:
@@ -171,8 +175,8 @@ def build_service(
         kv_tokens=kv_tokens,
         batch_cap=max(cap, 1),
         rounds=rounds,
-        prefill_s=_mean_prefill(table, load),
-        prefill_p99_s=table.base[0, 0] + table.prefill_time(load.prompt_p99),
+        **_prefills(table, load, rounds.length),
+        overshoot=_overshoot(rounds, draft),
     )
 
 
@@ -194,15 +198,30 @@ def _rounds(table: StepTable, load: Load, draft: DraftModel | None, length: int 
     return Schedule(np.full(len(batch), length), tokens, times[row])
 
 
-def _mean_prefill(table: StepTable, load: Load) -> float:
-    """Seconds one prompt adds to the steps of a busy replica: decoding alone already streams the weights."""
-    busy = 512.0  # tokens of a step past the knee, where every further token costs its FLOPs [tokens]
-    joined = table.prefill_time(load.prompt, decoding=busy)
-    attention = table.prefill_context_slope * (load.prompt_square - load.prompt**2) / 2
-    return float(joined + attention)
+def _prefills(table: StepTable, load: Load, length: IntArray) -> dict[str, Any]:
+    """What prompts add to the steps of n = 1..N decoding sequences, attention of the spread of prompts included."""
+    decoding = np.arange(1, len(length) + 1) * (length + 1.0)
+    spread = table.prefill_context_slope * (load.prompt_square - load.prompt**2) / 2
+    first = np.asarray(table.prefill_time(load.prompt, decoding=decoding)) + spread
+    further = np.asarray(table.prefill_time(load.prompt, decoding=decoding + load.prompt)) + spread
+    alone = float(table.base[0, 0] + table.prefill_time(load.prompt) + spread)
+    return {"first_s": first, "further_s": further, "alone_s": alone}
+
+
+def _overshoot(rounds: Schedule, draft: DraftModel | None) -> float:
+    """Mean tokens past the end of a request, at the draft length of a middling batch."""
+    gamma = int(rounds.length[min(15, len(rounds.length) - 1)])
+    alpha = draft.acceptance.value if draft else 0.0
+    return float(mean_overshoot(tokens_per_round(alpha, gamma), tokens_variance(alpha, gamma)))
 
 
 def with_length(service: Service, load: Load, length: int) -> Service:
     """Return the same replica with one fixed draft length for every batch size."""
     rounds = _rounds(service.table, load, service.draft, length)
-    return replace(service, rounds=rounds, schedule=np.concatenate([rounds.length[:1], rounds.length]))
+    return replace(
+        service,
+        rounds=rounds,
+        schedule=np.concatenate([rounds.length[:1], rounds.length]),
+        **_prefills(service.table, load, rounds.length),
+        overshoot=_overshoot(rounds, service.draft),
+    )

@@ -67,10 +67,11 @@ def run_at(service: Service, workload: Workload, rate: float, seed: int) -> Reco
 
 
 def keeps(records: Records, slo: Slo) -> bool:
-    """Return whether a run kept mean TPOT and p99 TTFT of a visit; a refused request breaks them."""
+    """Return whether a run was steady and kept mean TPOT and p99 TTFT of a visit; a refused request breaks them."""
+    if records.refused.any() or metrics.status(records) != "steady":
+        return False
     ttft, tpot = _visit_times(records)
-    served = bool(not records.refused.any())
-    return served and float(np.quantile(ttft, 0.99)) <= slo.ttft_p99_s and float(tpot.mean()) <= slo.tpot_mean_s
+    return float(np.quantile(ttft, 0.99)) <= slo.ttft_p99_s and float(tpot.mean()) <= slo.tpot_mean_s
 
 
 def _visit_times(records: Records) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -127,7 +128,7 @@ def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> 
     require(bool(served.any()), "kv_tokens", "must hold at least one request; every request was refused", 0)
     e2e = records.completion - records.arrival
     closed = problem.workload.clients > 0
-    warm = 0 if closed else metrics.mser5(e2e[served])
+    warm = 0 if closed else metrics.warmup_requests(records.arrival[served], e2e[served])
     kept = np.flatnonzero(served)[warm:]
     late = np.zeros(len(e2e), dtype=bool)
     late[kept] = True

@@ -85,28 +85,21 @@ def _of_degree(problem: Problem, tier: int, tp: int, load: Load) -> list[Service
 
 def occupancy(services: list[Service], rates: Array, load: Load) -> Occupancy:
     """Return the steady state of each service at the rate beside it; arrays of one entry per service."""
-    column = np.array
-    tokens = column([s.rounds.tokens for s in services])
-    alone = column([s.table.base[0, 0] + s.table.prefill_time(load.prompt) for s in services])
-    t = column([s.prefill_s for s in services])
+    first, further, alone = (np.array([getattr(s, f) for s in services]) for f in ("first_s", "further_s", "alone_s"))
     return queueing.occupancy(
         rates,
         np.full(len(services), max(load.output - 1, 1e-9)),
-        column([s.rounds.time for s in services]),
-        tokens,
-        overshoot=column([_overshoot(s) for s in services]),
-        slots=column([s.batch_cap for s in services]),
-        prefill_time=t,
-        prefill_square=t**2 * load.prompt_square / load.prompt**2,
-        prefill_alone=np.maximum(alone, t),
+        np.array([s.rounds.time for s in services]),
+        np.array([s.rounds.tokens for s in services]),
+        overshoot=np.array([s.overshoot for s in services]),
+        slots=np.array([s.batch_cap for s in services]),
+        prefill_time=first,
+        prefill_further=further,
+        prefill_square=first**2 * load.prompt_square / load.prompt**2,
+        prefill_alone=alone,
         prefill_steps=np.ones(len(services)),
+        length_cv2=load.output_cv2,
     )
-
-
-def _overshoot(service: Service) -> float:
-    """Mean tokens a request's last round emits past its end: half of the others in a round, for long outputs."""
-    e = float(service.rounds.tokens[0])
-    return (e - 1) / 2
 
 
 def capacities(services: list[Service], load: Load, slo: Slo) -> Array:

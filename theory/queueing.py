@@ -325,11 +325,11 @@ def _with_prompts(c: _Configurations, bare: Array) -> Array:
     Where :math:`r t_2 \ge 1` there is no steady round and what is returned is masked later.
     """
     room = np.where(c.rate * c.further < 1.0, 1.0 - c.rate * c.further, 1.0)
-    time = bare / room
     extra = c.prefill - c.further
     if not extra.any():
-        return np.asarray(time)
-    for _ in range(4):  # quadratic convergence: 4 reach rounding at any load met
+        return np.asarray(bare / room)
+    time = (bare + np.maximum(extra, 0.0)) / room  # from above the root, whence Newton's steps do not overshoot 0
+    for _ in range(6):  # quadratic convergence
         decay = np.exp(-c.rate * time)
         time = time - (room * time - bare - extra * (1.0 - decay)) / (room - extra * c.rate * decay)
         time = np.maximum(time, 1e-3 * bare)
@@ -379,7 +379,7 @@ def _product_form(demand: Array, cap: NDArray[np.intp], ratio: Array) -> tuple[A
 
 def _steady(c: _Configurations, rounds: _Rounds, tail: _Tail, pi: Array, full: Array) -> Occupancy:
     """Return the means over the states; ``full`` is the probability that an arrival finds no free slot."""
-    busy = 1.0 - pi[:, :1]
+    busy = pi[:, 1:].sum(axis=1, keepdims=True) + 1e-300
     queue_rate = c.rate * (1.0 / tail.ratio - 1.0) * 2.0 / (1.0 + c.cv2)
     queue = full / queue_rate
     f = _first_token(c, rounds, pi)
