@@ -72,10 +72,17 @@ def _from_table(table: dict[str, object], where: str) -> Profile:
         parameters=tuple(table.get("parameters", ())),  # type: ignore[arg-type]
         covariance=tuple(tuple(map(float, row)) for row in table.get("covariance", ())),  # type: ignore[attr-defined]
         residual={str(k): float(v) for k, v in residual.items()},  # type: ignore[attr-defined]
+        allreduce=_curves(table.get("allreduce", {})),
         rows=str(table.get("rows", "")),
         source=str(table.get("source", "")),
         date=str(table.get("date", "")),
     )
+
+
+def _curves(table: object) -> dict[int, tuple[tuple[float, float], ...]]:
+    if not isinstance(table, dict) or not all(key.startswith("tp") and key[2:].isdigit() for key in table):
+        refuse("allreduce", "must hold knots under tp2, tp4, ...", table)
+    return {int(key[2:]): tuple((float(size), float(time)) for size, time in knots) for key, knots in table.items()}
 
 
 def save_profile(profile: Profile, path: Path) -> None:
@@ -105,6 +112,9 @@ def _to_toml(profile: Profile) -> str:
     lines += ["covariance = [ # of the logarithms of the parameters", *rows, "]"]
     lines += ["", "[residual] # spread of ln(measured/predicted) by part"]
     lines += [f"{key} = {value:.6g}" for key, value in profile.residual.items()]
+    if profile.allreduce:
+        lines += ["", "[allreduce] # measured, made monotone: [size in byte, time in s]; the law holds elsewhere"]
+        lines += [f"tp{tp} = [{', '.join(f'[{s:.0f}, {t:.4g}]' for s, t in k)}]" for tp, k in profile.allreduce.items()]
     lines += ["", "[efficiency]"]
     lines += [f"{f.name} = {getattr(profile.efficiency, f.name):.8g}" for f in dataclasses.fields(Efficiency)]
     return "\n".join(lines) + "\n"
@@ -119,5 +129,6 @@ def transfer(profile: Profile, to_accelerator: Accelerator) -> Profile:
         accelerator=to_accelerator.name,
         provenance="transferred",
         residual=residual,
+        allreduce={},
         rows=f"none on {to_accelerator.name}; those of {profile.name}: {profile.rows}",
     )

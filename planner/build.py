@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from theory.specs import Accelerator, Deployment, Limits, Transformer, check_tp
 from theory.work import parameters
 
 from .predict import DraftModel
-from .scenario import DraftChoice, Lengths, Quality, Scenario, TierChoice
+from .scenario import DraftChoice, Engine, Lengths, Quality, Scenario, TierChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
     return Problem(
         scenario=scenario,
         accelerator=gpu,
-        profile=load_profile(profile or scenario.fleet.profile or gpu.name),
+        profile=_with_host(load_profile(profile or scenario.fleet.profile or gpu.name), scenario.engine),
         models=models,
         drafts=tuple(
             tuple(_draft(choice, target, folder) for choice in tier.drafts)
@@ -102,6 +102,15 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
         left_out=1 - served.requests / asked.requests,
         max_tokens=max_tokens,
     )
+
+
+def _with_host(profile: Profile, engine: Engine) -> Profile:
+    """Return the profile with the host time of the scenario's engine added to its own."""
+    own = profile.efficiency
+    added = replace(
+        own, host_step=own.host_step + engine.host_step_s, host_sequence=own.host_sequence + engine.host_sequence_s
+    )
+    return replace(profile, efficiency=added)
 
 
 def _model(name: str, folder: Path) -> Transformer:

@@ -247,19 +247,16 @@ def _against(result: dict[str, Any]) -> list[str]:
     if row is None:
         return [f"{base['name'].capitalize()} does not fit this load on the fleet at all."]
     theirs = row["predicted"]
+    slower = f"mean time to the final answer {own['e2e_mean_s']:.3g} s against {theirs['e2e_mean_s']:.3g} s"
     saved = 1 - own["usd_per_1000_requests"] / theirs["usd_per_1000_requests"]
     quality = "" if own["quality"] is None else f", quality {own['quality']:.4f} against {theirs['quality']:.4f}"
     if saved > 1e-9:
-        return [
-            f"{base['name'].capitalize()}, with its best draft, costs {theirs['usd_per_1000_requests']:.3f}: "
-            f"the plan saves {saved:.0%}{quality}."
-        ]
-    if saved > -1e-9 and own["quality"] is not None and own["quality"] > theirs["quality"] + 1e-9:
-        return [f"{base['name'].capitalize()}, with its best draft, costs the same{quality}."]
-    return [
-        f"{base['name'].capitalize()}, with its best draft, is not beaten on cost: "
-        f"{theirs['usd_per_1000_requests']:.3f} USD per 1000 requests{quality}."
-    ]
+        verdict = f"costs {theirs['usd_per_1000_requests']:.3f}: the plan saves {saved:.0%}"
+    elif saved > -1e-9:
+        verdict = "costs the same"
+    else:
+        verdict = f"is not beaten on cost: {theirs['usd_per_1000_requests']:.3f} USD per 1000 requests"
+    return [f"{base['name'].capitalize()}, with its best draft, {verdict}{quality}, {slower}."]
 
 
 def _binding(binding: dict[str, Any]) -> str:
@@ -319,21 +316,33 @@ def _changes(result: dict[str, Any]) -> list[str]:
 
 
 def _trust(problem: Problem, result: dict[str, Any]) -> list[str]:
-    said = [f"Step times are {result['provenance']['step_time']} (profile {result['provenance']['profile']})."]
-    total = problem.workload.prompt + problem.workload.output
-    for tier in result["plan"]["tiers"]:
-        if tier["draft"] is None:
-            continue
-        low, high = tier["acceptance_interval"]
+    drafted = [t for t in result["plan"]["tiers"] if t["draft"] is not None]
+    pairs = ", ".join(
+        f"{t['draft']} for {t['name']} {t['acceptance']:.2f} ({t['acceptance_interval'][0]:.2f} to "
+        f"{t['acceptance_interval'][1]:.2f}, {t['acceptance_provenance']})"
+        for t in drafted
+    )
+    said = [f"Acceptance: {pairs}."] if drafted else []
+    said += _beyond(problem, {t["draft"] for t in drafted})
+    if problem.left_out > 0:
         said.append(
-            f"Acceptance of {tier['draft']} for {tier['name']}: {tier['acceptance']:.2f} ({low:.2f} to {high:.2f}, "
-            f"{tier['acceptance_provenance']})."
+            f"{problem.left_out:.1%} of requests have more than {problem.max_tokens} tokens and are left out "
+            "(`traffic.max_tokens`)."
         )
-        limit = next(d.model.max_context for of in problem.drafts for d in of if d.model.name == tier["draft"])
-        beyond = float(np.mean(total > limit))
-        if beyond > 0:
-            said.append(
-                f"{beyond:.0%} of requests grow beyond the {limit} tokens {tier['draft']} was made for; "
-                f"that its acceptance falls there is not modelled."
-            )
+    if len(result["plan"]["tiers"]) > 1 and result["provenance"]["signal"] is not None:
+        said.append(f"What tells a tier to stop: {result['provenance']['signal']}.")
     return said
+
+
+def _beyond(problem: Problem, drafts: set[str]) -> list[str]:
+    """Say how many requests outgrow the context a draft was made for."""
+    limits = {d.model.name: d.model.max_context for of in problem.drafts for d in of if d.model.name in drafts}
+    total = problem.workload.prompt + problem.workload.output
+    short = {name: limit for name, limit in limits.items() if np.any(total > limit)}
+    if not short:
+        return []
+    share = float(np.mean(total > min(short.values())))
+    return [
+        f"{share:.0%} of requests grow beyond the {min(short.values())} tokens that {' and '.join(sorted(short))} "
+        f"{'were' if len(short) > 1 else 'was'} made for; that acceptance falls there is not modelled."
+    ]

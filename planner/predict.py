@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,12 @@ class DraftModel:
 
 
 def draft_step(deployment: Deployment, profile: Profile, draft: DraftModel, batch: Array, context: Array) -> StepTime:
-    """Return the time of one decode step of the draft on ``draft.tp`` GPUs of the deployment, by parts [s]."""
-    return step_time(draft.model, deployment.accelerator, profile, Pass(batch, 1.0, context), draft.tp)
+    """Return the time of one decode step of the draft on ``draft.tp`` GPUs of the deployment, by parts [s].
+
+    Host time is paid once a round, with the target's pass: drafts run inside the step.
+    """
+    kernels = replace(profile, efficiency=replace(profile.efficiency, host_step=0.0, host_sequence=0.0))
+    return step_time(draft.model, deployment.accelerator, kernels, Pass(batch, 1.0, context), draft.tp)
 
 
 def draft_seconds(deployment: Deployment, profile: Profile, draft: DraftModel, batch: float, context: float) -> float:

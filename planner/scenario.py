@@ -41,6 +41,10 @@ class Engine(_Strict):
     max_num_batched_tokens: Count = Field(8192, description="tokens in one step")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="share of device memory [-]")
     block_size: Count = Field(16, description="tokens in a KV block")
+    host_step_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="host time of a step that kernels do not hide [s]"
+    )
+    host_sequence_s: Annotated[float, Field(ge=0)] = Field(0.0, description="host time per sequence of a step [s]")
 
 
 class Arrivals(_Strict):

@@ -136,7 +136,9 @@ def _prefill(
         half_square = grid**2 / 2
         p = (time.attention[-1] - time.attention[0]) / (half_square[-1] - half_square[0])
         slope += float(p)
-        start += float(time.attention[0] + time.overhead[0])
+        start += float(time.attention[0])
+        if model is d.model:  # host time is paid once a step
+            start += float(time.overhead[0])
     return total, slope, start
 
 

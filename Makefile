@@ -1,0 +1,37 @@
+# make plan   a plan for the shipped scenario, from nothing but Python 3.11 and make
+# make test   everything CI checks: lint, types, import rules, tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+
+.PHONY: plan test lint types figures studies clean
+
+plan: $(VENV)/.light
+	$(BIN)/tierwise plan
+
+test: lint types
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.full
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("tierwise needs Python >= 3.11; got " + sys.version.split()[0] + ". Set PYTHON=/path/to/python3.11." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.light: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.full: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[test,dev]'
+	touch $@ $(VENV)/.light
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis out
