@@ -123,7 +123,9 @@ def draft_plan(training: Training, hardware: Hardware | None = None, laws: Laws 
     -------
     dict
         ``draft_params``, ``draft_length``, ``acceptance``, ``acceptance_interval``, ``speedup``, ``speedup_interval``,
-        ``curve``, ``loss_law``, ``acceptance_law`` and more; see :func:`_common`. Times in seconds.
+        ``curve``, ``loss_law``, ``acceptance_law``, ``nearest_models``, ``by_draft_tokens``, ``provenance``, ``notes``;
+        with hardware also ``by_batch``, ``schedule``, ``paying_batches``, ``paying_contexts``, ``largest_batch``.
+        Times in seconds, lengths in tokens, everything else [-].
 
     Raises
     ------
@@ -255,6 +257,7 @@ def _flop_plan(training: Training, laws: Laws, tags: dict[str, str]) -> dict[str
         "by_draft_tokens": [
             _flop_tokens(replace(training, draft_tokens=t), laws, ends) for t in _token_sets(training, laws)
         ],
+        "notes": _notes(_at_edge(best, ends), ends, tags),
     }
 
 
@@ -329,6 +332,17 @@ def _at_edge(best: float, ends: tuple[float, float]) -> bool:
     """Return whether the best size is where the search had to stop: the true best may lie outside."""
     step = (ends[1] / ends[0]) ** (1 / (SEARCH_POINTS - 1))
     return not ends[0] * step < best < ends[1] / step
+
+
+def _notes(at_edge: bool, ends: tuple[float, float], tags: dict[str, str]) -> list[str]:
+    """Return what a reader must know before using the answer."""
+    notes = [f"{name.replace('_', ' ')}: extrapolated" for name, tag in tags.items() if tag == "extrapolated"]
+    if at_edge:
+        notes.append(
+            f"the best size is at the edge of the range searched, {ends[0]:.3g} to {ends[1]:.3g} parameters: "
+            "the true best may lie outside, where a law was not fitted; ask for extrapolation to look there"
+        )
+    return notes
 
 
 def nearest_models(size: float, ends: tuple[float, float], count: int = 3) -> list[tuple[str, float]]:
@@ -474,6 +488,12 @@ def hardware_plan(training: Training, costs: Costs, laws: Laws | None = None) ->
         ],
         **load_plan(costs, shape, first["acceptance"], first["draft_length"]),
     }
+    result["notes"] = _notes(first["at_edge"], ends, tags)
+    if h.batches[0] > result["largest_batch"]["with_draft"]:
+        result["notes"].append(
+            f"the KV cache of batch {h.batches[0]} does not fit beside this draft: at most "
+            f"{result['largest_batch']['with_draft']} sequences of {h.context:.0f} tokens do"
+        )
     result["provenance"]["step_time"] = {"profile": h.profile.name, "provenance": h.profile.provenance}
     result["provenance"]["target_shape"] = "given" if h.target else "derived from its size"
     return result
@@ -636,11 +656,10 @@ def plot_draft(plan: dict[str, Any], path: Path) -> None:
     top.axhline(1.0, color="black", lw=0.8)
     label = f"best: {plan['draft_params'] / 1e6:.0f} M, {plan['draft_length']} tokens, {plan['speedup']:.2f} x"
     top.plot(plan["draft_params"], plan["speedup"], "o", color="tab:red", label=label)
-    for near in plan["nearest_models"]:
-        top.plot(near["draft_params"], near["speedup"], "x", color="tab:green")
-        top.annotate(
-            near["model"], (near["draft_params"], near["speedup"]), (4, -11), textcoords="offset points", fontsize=7
-        )
+    for i, near in enumerate(plan["nearest_models"]):
+        at = (near["draft_params"], near["speedup"])
+        top.plot(*at, "x", color="tab:green")
+        top.annotate(near["model"], at, (4, -11 - 10 * i), textcoords="offset points", fontsize=7, color="tab:green")
     top.set(ylabel="speed-up [-]", xscale="log", title=_title(plan))
     top.legend(frameon=False, fontsize=8)
     bottom.step(size, [row["draft_length"] for row in rows], where="mid", color="tab:gray")

@@ -20,8 +20,10 @@ The loop is compiled by numba at the first call, and the result is kept on disk.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
@@ -301,6 +303,12 @@ def simulate(
     state = _new_state(arrival, prompt, output, acceptance, names, limits.max_num_seqs)
     _run(state, setting, times)
     return _records(state, workload, limits, blocks)
+
+
+def is_compiled() -> bool:
+    """Return whether a compiled engine lies on disk; if not, the first run compiles it (some ten seconds)."""
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR", Path(__file__).parent))
+    return any(folder.rglob("engine._run-*.nbi"))
 
 
 def draft_rows(schedule: int | Sequence[int] | IntArray, table: StepTable, limits: Limits) -> IntArray:

@@ -14,6 +14,8 @@ import typer
 
 from theory.errors import InfeasibleError, InputError, require
 
+from .progress import Progress
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -106,7 +108,8 @@ def simulate(
 
     from . import show
 
-    result = simulate_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=_progress())
+    with _progress() as progress:
+        result = simulate_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=progress)
     _emit(result, show.simulation, format, output, "simulation.json")
 
 
@@ -127,10 +130,71 @@ def plan(
 
     if output is not None:
         _folder(output)
-    result = plan_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=_progress())
+    with _progress() as progress:
+        result = plan_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=progress)
     if output is not None:
         write_report(result, output)
     _emit(result, show.plan, format, None, "")
+
+
+validate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Hold predictions against measurements.")
+app.add_typer(validate_app, name="validate")
+
+
+@validate_app.command("kernels")
+def validate_kernels(
+    directory: Annotated[Path, typer.Argument(help="folder of kernel measurements in the layout of Vidur's profiles")],
+    device: Annotated[str, typer.Option(help="device of the files: h100 or a100")],
+    profile: Annotated[str, typer.Option(help="efficiency profile: name or TOML file; nothing is fitted")],
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Predicted against measured step times, by model, tensor parallelism and phase."""
+    from calibration import validate
+
+    from . import show
+
+    result = validate.validate_kernels(directory, device, profile)
+    if output is not None:
+        _folder(output)
+        steps = validate.measured_steps(directory, device, validate.vidur_models(directory, device))
+        validate.plot_steps(validate.predict_device_steps(steps, device, profile), output / "kernels.png")
+    _emit(result, show.kernels, format, output, "kernels.json")
+
+
+@app.command()
+def fit(
+    directory: Annotated[Path, typer.Argument(help="folder of kernel measurements")],
+    device: Annotated[str, typer.Option(help="device of the files: h100, a100, h200")],
+    output: Annotated[Path, typer.Option(help="profile to write, a .toml file")],
+    layout: Annotated[str, typer.Option(help="vidur or aiconfigurator")] = "vidur",
+    model: Annotated[
+        list[str] | None, typer.Option(help="model to fit on, as its file names it; all by default")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="name of the profile; by default that of the file")] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Kernel measurements to an efficiency profile, with covariance, spread and the rows it saw."""
+    from calibration.fit import fit_device
+    from calibration.profiles import save_profile
+
+    from . import show
+
+    require(output.suffix == ".toml", "output", "must be a .toml file", str(output))
+    require(output.parent.is_dir(), "output", "must lie in a folder that exists", str(output))
+    fitted = fit_device(directory, device, layout, tuple(model or ()), name or output.stem)
+    save_profile(fitted, output)
+    result = {
+        "name": fitted.name,
+        "accelerator": fitted.accelerator,
+        "provenance": fitted.provenance,
+        "parameters": {p: getattr(fitted.efficiency, p) for p in fitted.parameters},
+        "standard_error_of_ln": {p: fitted.covariance[i][i] ** 0.5 for i, p in enumerate(fitted.parameters)},
+        "residual": dict(fitted.residual),
+        "rows": fitted.rows,
+        "file": str(output),
+    }
+    _emit(result, show.fitted, format, None, "")
 
 
 def _scenario(name: str | None, overrides: list[str] | None, seed: int | None) -> tuple[Any, Path]:
@@ -140,11 +204,14 @@ def _scenario(name: str | None, overrides: list[str] | None, seed: int | None) -
     return load_scenario(name or SHIPPED, overrides or ())
 
 
-def _progress() -> Any:
-    """Return a function that shows what is being done, on stderr and only to a person."""
-    from . import show
+def _progress() -> Progress:
+    """Return what shows a person on stderr what is being done; the first run of all also says why it waits."""
+    from simulator.engine import is_compiled
 
-    return show.Progress(enabled=sys.stderr.isatty())
+    progress = Progress(enabled=sys.stderr.isatty())
+    if not is_compiled():
+        progress.note("compiling the simulator, once: about 15 s")
+    return progress
 
 
 def _emit(result: dict[str, Any], table: Any, format: Format, output: Path | None, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Results as tables for people, on stdout; progress on stderr."""
+"""Results as tables for people, on stdout."""
 
 from __future__ import annotations
 
@@ -8,25 +8,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-
-class Progress:
-    """One line on stderr that says what is being done and how far it is; nothing when not ``enabled``."""
-
-    def __init__(self, enabled: bool) -> None:
-        self.enabled = enabled
-
-    def __call__(self, what: str, done: int, of: int) -> None:
-        if self.enabled:
-            filled = round(24 * done / max(of, 1))
-            sys.stderr.write(f"\r{what:<14} [{'#' * filled}{'.' * (24 - filled)}] {done}/{of}\x1b[K")
-            sys.stderr.flush()
-
-    def close(self) -> None:
-        """Clear the line."""
-        if self.enabled:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
 
 
 def _console() -> Console:
@@ -117,6 +98,42 @@ def _latencies(console: Console, result: dict[str, Any]) -> None:
         low, high = m["interval"]
         table.add_row(name, *(_time(m[p]) for p in ("mean", "p50", "p90", "p99")), f"{_time(low)} to {_time(high)}")
     console.print(table)
+
+
+def kernels(result: dict[str, Any]) -> None:
+    """Print how far a profile is from measured steps."""
+    console = _console()
+    console.print(f"Profile {result['profile']['name']} ({result['profile']['provenance']}), nothing fitted here.")
+    _errors(console, "Steps", [{"phase": p, **result[p]} for p in ("decode", "prefill")], ("phase",))
+    _errors(console, "By model", result["by_group"], ("model", "tp", "phase"))
+    worst = _table("Worst rows", "model", "tp", "phase", "batch", "context", "tokens", "measured", "predicted", "error")
+    for r in result["worst"]:
+        where = (str(r[k]) for k in ("model", "tp", "phase", "batch", "context", "tokens"))
+        worst.add_row(*where, _time(r["measured"]), _time(r["predicted"]), f"{r['error']:+.1%}")
+    console.print(worst)
+
+
+def _errors(console: Console, title: str, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
+    """Print error summaries, errors in percent of the measured value."""
+    table = _table(title, *keys, "n", "MAPE", "median", "bias", "p90", "in 90 % interval")
+    for r in rows:
+        inside = f"{r['coverage']:.0%}" if "coverage" in r else "-"
+        errors = (f"{r['mape']:.1%}", f"{r['median_ape']:.1%}", f"{r['bias']:+.1%}", f"{r['p90_ape']:.1%}", inside)
+        table.add_row(*(str(r[k]) for k in keys), str(int(r["n"])), *errors)
+    console.print(table)
+
+
+def fitted(result: dict[str, Any]) -> None:
+    """Print a fitted profile."""
+    console = _console()
+    console.print(f"{result['file']}: profile {result['name']} for {result['accelerator']}")
+    table = _table("Parameters", "parameter", "value", "standard error")
+    for name, value in result["parameters"].items():
+        table.add_row(name, f"{value:.4g}", f"{result['standard_error_of_ln'][name]:.1%}")
+    console.print(table)
+    spread = ", ".join(f"{part} {value:.1%}" for part, value in result["residual"].items())
+    console.print(f"Spread left on shapes not fitted: {spread}")
+    console.print(f"Rows: {result['rows']}")
 
 
 def plan(result: dict[str, Any]) -> None:
