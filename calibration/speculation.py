@@ -415,4 +415,11 @@ def _reasons(skipped: dict[int, str]) -> list[dict[str, Any]]:
     for line, reason in skipped.items():
         lines.setdefault(reason, []).append(line)
     parts = sorted(lines.items(), key=lambda item: -len(item[1]))
-    return [{"reason": reason, "rows": len(where), "lines": where} for reason, where in parts]
+    return [{"reason": reason, "rows": len(where), "lines": _ranges(where)} for reason, where in parts]
+
+
+def _ranges(lines: list[int]) -> str:
+    """Return line numbers as ranges, ``2-26, 33``."""
+    edges = [i for i in range(1, len(lines)) if lines[i] != lines[i - 1] + 1]
+    runs = [(lines[a], lines[b - 1]) for a, b in zip([0, *edges], [*edges, len(lines)], strict=True)]
+    return ", ".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)

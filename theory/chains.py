@@ -105,7 +105,8 @@ def _proposed(levels: tuple[Level, ...], x: float) -> float:
 
 
 def _geometric(x: float, last: int) -> float:
-    return float(tokens_per_round(min(max(x, 0.0), 1.0), last))
+    """Return E(x, last) = 1 + x + ... + x^last; the sum itself, which beats array overhead at these lengths."""
+    return float(sum(x**i for i in range(last + 1)))
 
 
 def proposed_tokens(levels: tuple[Level, ...]) -> float:
@@ -239,13 +240,18 @@ def buffered_time(tokens: int, acceptance: float, length: int, step: float, draf
         require(isinstance(value, int) and value >= 0, name, "must be an integer of at least 0 [tokens]", value)
     _check_time("step", step)
     _check_time("draft", draft)
+    return float(_buffer_times(tokens, acceptance, length, step, draft)[tokens])
+
+
+def _buffer_times(tokens: int, acceptance: float, length: int, step: float, draft: float) -> Array:
+    """Return C(r) of :func:`buffered_time` for r = 0 .. ``tokens`` [s]."""
     time = np.zeros(tokens + 1)
     for r in range(1, tokens + 1):
         k = min(length, r - 1)
         j = np.arange(1, k + 2)
         chance = acceptance ** (j - 1) * np.where(j <= k, 1 - acceptance, 1.0)
         time[r] = step + k * draft + chance @ time[r - j]
-    return float(time[tokens])
+    return time
 
 
 def buffered_speedup(first: Level, second: Level, verify: float, target: float) -> float:
@@ -405,7 +411,8 @@ def middle_tier(trio: Trio, longest: int = 12, rounds: int = 8) -> MiddleTier:
     Parameters
     ----------
     longest : int
-        Largest draft length of the small draft, and largest buffer [tokens].
+        Largest draft length of the small draft in a chain, and largest buffer; a draft alone may draft as many
+        tokens as the longest chain [tokens].
     rounds : int
         Most rounds of the middle tier per target pass [-].
 
@@ -431,13 +438,15 @@ def middle_tier(trio: Trio, longest: int = 12, rounds: int = 8) -> MiddleTier:
     return MiddleTier((Plan("plain", (), 1.0), *plans))
 
 
-def _small_alone(trio: Trio, longest: int, rounds: int) -> list[Plan]:  # noqa: ARG001
-    return [_chain(trio, "small", (k,), (Level(trio.direct, k, trio.small_time),)) for k in range(1, longest + 1)]
+def _small_alone(trio: Trio, longest: int, rounds: int) -> list[Plan]:
+    # as far as a chain may reach, or the chain would win for its length alone
+    lengths = range(1, rounds * (longest + 1) + 1)
+    return [_chain(trio, "small", (k,), (Level(trio.direct, k, trio.small_time),)) for k in lengths]
 
 
-def _middle_alone(trio: Trio, longest: int, rounds: int) -> list[Plan]:  # noqa: ARG001
-    step = trio.middle_time(1)
-    return [_chain(trio, "middle", (k,), (Level(trio.middle, k, step),)) for k in range(1, longest + 1)]
+def _middle_alone(trio: Trio, longest: int, rounds: int) -> list[Plan]:
+    step, lengths = trio.middle_time(1), range(1, rounds * (longest + 1) + 1)
+    return [_chain(trio, "middle", (k,), (Level(trio.middle, k, step),)) for k in lengths]
 
 
 def _verticals(trio: Trio, longest: int, rounds: int) -> list[Plan]:
@@ -469,12 +478,12 @@ def _horizontals(trio: Trio, longest: int, rounds: int) -> list[Plan]:
 
 
 def _buffers(trio: Trio, longest: int, rounds: int) -> list[Plan]:  # noqa: ARG001
-    plans = []
-    for g in range(2, longest + 1):
-        for k in range(1, g):
-            first, second = Level(trio.middle, g, trio.middle_time(k + 1)), Level(trio.small, k, trio.small_time)
-            s = buffered_speedup(first, second, trio.target_time(g + 1), trio.target_time(1))
-            plans.append(Plan("buffered", (g, k), s))
+    target, plans = trio.target_time(1), []
+    for k in range(1, longest):
+        times = _buffer_times(longest, trio.small, k, trio.middle_time(k + 1), trio.small_time)
+        for g in range(k + 1, longest + 1):
+            tokens = _geometric(trio.middle, g)
+            plans.append(Plan("buffered", (g, k), tokens * target / (trio.target_time(g + 1) + float(times[g]))))
     return plans or [Plan("buffered", (), 0.0)]
 
 
