@@ -134,7 +134,7 @@ def _draft(choice: DraftChoice, target: Transformer, folder: Path) -> DraftModel
         assert choice.target_tokens is not None
         own = perplexity(HOFFMANN, parameters(draft), choice.draft_tokens)
         aim = perplexity(HOFFMANN, parameters(target), choice.target_tokens)
-        acceptance = predicted_acceptance(SDSL, float(own), float(aim))
+        acceptance = replace(predicted_acceptance(SDSL, float(own), float(aim)), provenance="published law")
     return DraftModel(draft, acceptance, max_length=choice.max_length)
 
 

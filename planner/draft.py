@@ -19,7 +19,7 @@ from theory.latency import Pass, Profile, step_time, step_time_interval
 from theory.memory import largest_batch, why_not
 from theory.scaling import HOFFMANN, REACH, LossLaw, loss
 from theory.scaling import tag as loss_tag
-from theory.shapes import VOCAB, WIDTHS, llama_shape, usual_pair, usual_sizes
+from theory.shapes import SMOOTH_WIDTHS, VOCAB, WIDTHS, llama_shape, usual_pair, usual_sizes
 from theory.specs import Accelerator, Deployment, Precision, Transformer, check_tp
 from theory.speculation import (
     best_length,
@@ -425,12 +425,12 @@ class Costs:
     @cached_property
     def _grid(self) -> tuple[Array, Array]:
         """Logarithms of the sizes of usual models, shape (widths,), and of their step times, (widths, batches)."""
-        h = self.hardware
-        sizes = np.array(usual_sizes(h.vocab))
+        known = dict(zip(WIDTHS, usual_sizes(self.hardware.vocab), strict=True))
+        sizes = np.array([known[width] for width in SMOOTH_WIDTHS])
         last = len(sizes) - 1
         first = min(last, max(0, int(np.searchsorted(sizes, self.sizes[0])) - 1))
         stop = min(last, int(np.searchsorted(sizes, self.sizes[1])))
-        rows = [self._usual_time(WIDTHS[i], sizes[i]) for i in range(first, stop + 1)]
+        rows = [self._usual_time(SMOOTH_WIDTHS[i], sizes[i]) for i in range(first, stop + 1)]
         return np.log(sizes[first : stop + 1]), np.log(np.array(rows))
 
     def _usual_time(self, width: int, size: float) -> Array:

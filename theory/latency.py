@@ -313,10 +313,10 @@ def step_time(
     weights, compute, _ = _products(model, accelerator, e, work, degrees, precision, head)
     t = degrees.astype(float)
     attention = model.layers * _attention(model, accelerator, e, work, t, kv_precision)
-    elements = partial(_elements, model, accelerator, e, t)
-    elementwise = model.layers * _on_distinct(elements, work.tokens, degrees)
-    reduce = partial(_reduce, model, accelerator, profile, t)
-    communication = 2 * model.layers * _on_distinct(reduce, work.tokens, degrees)
+    elements = partial(elementwise_time, model, accelerator, e)
+    elementwise = model.layers * _by_tokens(elements, work.tokens, degrees, t)
+    reduce = partial(_reduce, model, accelerator, profile)
+    communication = 2 * model.layers * _by_tokens(reduce, work.tokens, degrees, t)
     kernels = weights + compute + attention + elementwise + communication
     overhead = overhead_time(model.layers, work, kernels, e)
     return StepTime(*np.broadcast_arrays(weights, compute, attention, elementwise, communication, overhead))
@@ -561,7 +561,7 @@ def _products(
     zero = np.zeros(())
     weights, compute, squares = zero, zero, zero
     for rows, call in _calls(model, work, tp, precision, e.down_boost, head):
-        total = call.calls * _on_distinct(partial(_call_time, call, a, e), rows, tp)
+        total = call.calls * _by_tokens(partial(_call_time, call, a, e), rows, tp, call.n, call.k)
         start, share, _, _ = _gemm_constants(e, call.precision)
         stream = start + PRECISION_BYTES[call.precision] * call.n * call.k / (a.bandwidth * share)
         stream = np.where(rows > 0, call.calls * stream, 0.0)
@@ -569,26 +569,54 @@ def _products(
     return weights, compute, squares
 
 
-def _call_time(call: Call, a: Accelerator, e: Efficiency, m: Array) -> Array:
+def _call_time(call: Call, a: Accelerator, e: Efficiency, m: Array, n: Array, k: Array) -> Array:
     """Return the time of one call with ``m`` rows [s]."""
-    return gemm_time(m, call.n, call.k, a, e, call.precision, call.boost)
+    return gemm_time(m, n, k, a, e, call.precision, call.boost)
 
 
-def _on_distinct(f: Callable[[Array], Array], m: Array, tp: NDArray[np.int64]) -> Array:
-    """Return ``f(m)``, computed once per distinct whole number of tokens where that is cheaper.
+def _by_tokens(law: Callable[..., Array], m: Array, tp: NDArray[np.int64], *per_degree: Array) -> Array:
+    """Return ``law(m, *per_degree)`` at whole tokens, linear between them, computed once per distinct count and degree.
 
-    Planner grids repeat few token counts over many contexts; a table over the counts costs one look-up per point.
+    A fractional number of tokens is a mean over steps of whole ones. Planner grids repeat few token counts over many
+    contexts; a table over the counts costs one look-up per point.
     """
-    top = int(m.max(initial=0.0))
-    if tp.size > 1 or m.size < 2048 or top > m.size or bool((m != np.floor(m)).any()):
-        return f(m)
-    counts = m.astype(np.int64)
-    present = np.zeros(top + 1, dtype=bool)
-    present[counts.ravel()] = True
-    distinct = np.flatnonzero(present)
-    table = np.zeros(top + 1)
-    table[distinct] = f(distinct.astype(float)).ravel()
-    return table[counts]
+    rows = np.where(m > 0, np.maximum(m, 1.0), 0.0)
+    shape = np.broadcast_shapes(rows.shape, tp.shape)
+    if math.prod(shape) < 2048 or rows.max(initial=0.0) > 10 * math.prod(shape):
+        return _between(law, rows, *per_degree)
+    out = np.empty(shape)
+    flat = [np.broadcast_to(p, tp.shape).ravel() for p in per_degree]
+    for degree in np.unique(tp):
+        first = int(np.argmax(tp.ravel() == degree))
+        here = np.broadcast_to(tp == degree, shape)
+        out[here] = _looked_up(law, np.broadcast_to(rows, shape)[here], *(p[first] for p in flat))
+    return out
+
+
+def _between(law: Callable[..., Array], rows: Array, *per_degree: Array) -> Array:
+    """Return the law at whole tokens, linear between them."""
+    low = np.floor(rows)
+    rest = rows - low
+    if not rest.any():
+        return law(low, *per_degree)
+    mixed: Array = (1 - rest) * law(low, *per_degree) + rest * law(low + 1, *per_degree)
+    return mixed
+
+
+def _looked_up(law: Callable[..., Array], rows: Array, *per_degree: Array) -> Array:
+    """Return what :func:`_between` does, from a table over the distinct whole numbers."""
+    counts = rows.astype(np.int64)
+    rest = rows - counts
+    needed = np.zeros(int(counts.max()) + 2, dtype=bool)
+    needed[counts] = True
+    if rest.any():
+        needed[counts + 1] = True
+    table = np.zeros(needed.size)
+    table[needed] = law(np.flatnonzero(needed).astype(float), *per_degree)
+    if not rest.any():
+        return table[counts]
+    mixed: Array = (1 - rest) * table[counts] + rest * table[counts + 1]
+    return mixed
 
 
 # --- attention, element-wise work, communication, engine -------------------------------------------------------------
@@ -721,11 +749,8 @@ def elementwise_time(model: Transformer, accelerator: Accelerator, efficiency: E
     return total
 
 
-def _elements(model: Transformer, a: Accelerator, e: Efficiency, t: Array, m: Array) -> Array:
-    return elementwise_time(model, a, e, m, t)
-
-
-def _reduce(model: Transformer, a: Accelerator, profile: Profile, t: Array, m: Array) -> Array:
+def _reduce(model: Transformer, a: Accelerator, profile: Profile, m: Array, t: Array) -> Array:
+    """Return the time of the all-reduce of ``m`` tokens' activations [s]."""
     return allreduce_time(ACTIVATION_BYTES * model.hidden * m, t, a, profile.efficiency, profile.allreduce)
 
 

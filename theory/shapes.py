@@ -17,7 +17,7 @@ DEPTH_SCALE = 0.108  # layers of a model of one parameter [-]; Theil-Sen line ov
 DEPTH_EXPONENT = 0.252  # how layers grow with parameters of the layers [-]; the same line
 FFN_RATIO = 3.5  # inner width over width, Llama 3.1 [-]; published
 TIED_BELOW = 4e9  # smaller models share embedding and LM head [parameters]; Llama 3.2 and Qwen2.5 do up to 3 B
-KV_HEADS = 8  # Llama 3 at every size [-]; published
+KV_HEADS = 8  # Llama 3 at every size [-]; published. Half the heads where there are only 8
 
 # heads are multiples of 8, so that every width runs on 1, 2, 4 or 8 GPUs; head sizes are what attention kernels take
 HEADS = (  # (query heads, head size) of the widths tried [-]
@@ -27,6 +27,8 @@ HEADS = (  # (query heads, head size) of the widths tried [-]
     *((heads, 128) for heads in range(56, 145, 8)),
 )
 WIDTHS = tuple(heads * size for heads, size in HEADS)
+# widths along which the KV cache of a layer never shrinks: step times between them are smooth in size
+SMOOTH_WIDTHS = tuple(heads * size for heads, size in HEADS if heads <= 16 or size == 128)
 
 
 def depth(layer_parameters: float) -> float:
@@ -70,7 +72,7 @@ def llama_shape(target_parameters: float, vocab: int = VOCAB, name: str = "") ->
     Source
     ------
     Derivation from the catalog; see :func:`depth`. Tied embeddings below 4 B parameters, grouped-query attention with
-    8 KV heads, gated feed-forward of 3.5 widths.
+    8 KV heads (4 beside 8 query heads), gated feed-forward of 3.5 widths.
 
     Examples
     --------
@@ -120,7 +122,7 @@ def _shape(width: int, layers: int, vocab: int, tied: bool, name: str = "") -> T
         layers=layers,
         hidden=width,
         heads=heads,
-        kv_heads=min(KV_HEADS, heads),
+        kv_heads=min(KV_HEADS, heads // 2),
         head_dim=size,
         ffn=int(FFN_RATIO * width),
         vocab=vocab,

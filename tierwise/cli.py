@@ -8,7 +8,7 @@ import re
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -66,11 +66,10 @@ def predict(
     from planner.predict import predict as evaluate
     from theory import catalog
     from theory.acceptance import Acceptance
-    from theory.specs import PRECISION_BYTES, Deployment
+    from theory.specs import Deployment
 
     from . import show
 
-    require(precision in PRECISION_BYTES, "precision", f"must be one of {', '.join(PRECISION_BYTES)}", precision)
     require(
         (draft is None) == (acceptance is None),
         "acceptance",
@@ -79,7 +78,7 @@ def predict(
         "Pass both --draft and --acceptance, or neither.",
     )
     gpu = catalog.accelerator(accelerator)
-    deployment = Deployment(catalog.model(target), gpu, tp, precision, "bf16")  # type: ignore[arg-type]
+    deployment = Deployment(catalog.model(target), gpu, tp, _precision(precision))
     efficiencies = load_profile(profile or gpu.name)
     pair = None
     if draft is not None and acceptance is not None:
@@ -92,6 +91,66 @@ def predict(
         pair = min(choices, key=lambda c: draft_seconds(deployment, efficiencies, c, batch, context))
     result = evaluate(deployment, efficiencies, pair, batch, context)
     _emit(result, show.prediction, format, output, "prediction.json")
+
+
+@app.command()
+def draft(
+    target_params: Annotated[float, typer.Option(help="parameters of the target [-]")],
+    target_tokens: Annotated[float, typer.Option(help="tokens the target is trained on [tokens]")],
+    draft_tokens: Annotated[float, typer.Option(help="tokens the draft will be trained on [tokens]")],
+    cost: Annotated[str | None, typer.Option(help="flops, instead of an accelerator")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="accelerator of the catalog")] = None,
+    tp: Annotated[int, typer.Option(help="tensor-parallel degree of the target [GPUs]")] = 1,
+    batch: Annotated[list[int] | None, typer.Option(help="sequences in the batch; several for a sweep")] = None,
+    context: Annotated[int, typer.Option(help="tokens cached of each sequence")] = 1024,
+    target: Annotated[str | None, typer.Option(help="model whose shape the target has; by default derived")] = None,
+    vocab: Annotated[int, typer.Option(help="rows of the embedding table, for derived shapes [-]")] = 128256,
+    loss_law: Annotated[str, typer.Option(help="parameters and tokens to loss")] = "hoffmann-2022",
+    acceptance_law: Annotated[str, typer.Option(help="losses to acceptance")] = "sdsl",
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="use the laws far outside their ranges")] = False,
+    precision: Annotated[str, typer.Option(help="bf16 or fp8")] = "bf16",
+    profile: ProfileOption = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Best draft size, draft length and speed-up for a target that need not exist yet."""
+    from planner.draft import Hardware, Laws, Training, draft_plan, plot_draft
+    from theory.acceptance import acceptance_law as law_of_acceptance
+    from theory.catalog import accelerator as gpu_of
+    from theory.catalog import model
+    from theory.scaling import loss_law as law_of_loss
+
+    from . import show
+
+    require(cost in (None, "flops"), "cost", "must be flops, or left out with an accelerator given", cost)
+    require(
+        (cost is None) != (accelerator is None),
+        "cost",
+        "must be `flops`, or an accelerator must be given",
+        cost,
+        "Pass --cost flops, or --accelerator h100-sxm --tp 4.",
+    )
+    hardware = None
+    if accelerator is not None:
+        from calibration.profiles import load_profile
+
+        gpu = gpu_of(accelerator)
+        hardware = Hardware(
+            gpu,
+            load_profile(profile or gpu.name),
+            tp=tp,
+            batches=tuple(batch or (1,)),
+            context=context,
+            precision=_precision(precision),
+            target=model(target) if target else None,
+            vocab=vocab,
+        )
+    laws = Laws(law_of_loss(loss_law), law_of_acceptance(acceptance_law), extrapolate=extrapolate)
+    result = draft_plan(Training(target_params, target_tokens, draft_tokens), hardware, laws)
+    if output is not None:
+        _folder(output)
+        plot_draft(result, output / "draft.png")
+    _emit(result, show.draft, format, output, "draft.json")
 
 
 @app.command()
@@ -162,6 +221,20 @@ def validate_kernels(
     _emit(result, show.kernels, format, output, "kernels.json")
 
 
+@validate_app.command("speculation")
+def validate_speculation(
+    csv: Annotated[Path, typer.Argument(help="CSV of published or logged speculation measurements")],
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """The time model given lengths and step times, and the length model given acceptances, held apart."""
+    from calibration.speculation import validate_speculation as evaluate
+
+    from . import show
+
+    _emit(evaluate(csv), show.speculation, format, output, "speculation.json")
+
+
 @app.command()
 def fit(
     directory: Annotated[Path, typer.Argument(help="folder of kernel measurements")],
@@ -223,6 +296,11 @@ def _emit(result: dict[str, Any], table: Any, format: Format, output: Path | Non
         sys.stdout.write(text + "\n")
     else:
         table(result)
+
+
+def _precision(name: str) -> Literal["bf16", "fp8"]:
+    require(name in ("bf16", "fp8"), "precision", "must be one of bf16, fp8", name)
+    return "bf16" if name == "bf16" else "fp8"
 
 
 def _folder(path: Path) -> None:

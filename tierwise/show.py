@@ -66,6 +66,55 @@ def prediction(result: dict[str, Any]) -> None:
     )
 
 
+def draft(result: dict[str, Any]) -> None:
+    """Print what ``draft`` found."""
+    console = _console()
+    low, high = result["speedup_interval"]
+    where = (
+        "at FLOP cost"
+        if result["cost"] == "flops"
+        else f"on {result['tp']} x {result['accelerator']}, batch {result['batch']}, "
+        f"context {result['context_tokens']:.0f} tokens"
+    )
+    console.print(
+        f"Best draft for {_params(result['target_params'])} trained on {result['target_tokens']:.3g} tokens, {where}: "
+        f"[bold]{_params(result['draft_params'])}[/bold] with {result['draft_length']} tokens a round, "
+        f"{result['speedup']:.2f} times faster ({low:.2f} to {high:.2f}, {result['interval_level']:.0%})"
+    )
+    near, far = result["draft_params_within_1_percent"]
+    console.print(f"Within 1 % of that speed-up: drafts of {_params(near)} to {_params(far)}.")
+    rows = _table("By batch", "batch", "draft", "length", "acceptance", "speed-up", "interval")
+    for row in result.get("by_batch", []):
+        rows.add_row(str(row["batch"]), *_draft_cells(row))
+    curve = _table("Curve over sizes", "draft", "length", "acceptance", "speed-up", "interval")
+    for row in result["curve"][:: max(1, len(result["curve"]) // 12)]:
+        curve.add_row(*_draft_cells(row))
+    nearest = _table("Nearest models of the catalog", "model", "draft", "length", "acceptance", "speed-up", "interval")
+    for row in result["nearest_models"]:
+        nearest.add_row(row["model"], *_draft_cells(row))
+    for table in (rows, curve, nearest):
+        if table.row_count:
+            console.print(table)
+    console.print(f"Laws: loss {result['loss_law']}, acceptance {result['acceptance_law']}.")
+    for note in result["notes"]:
+        console.print(f"Note: {note}.")
+
+
+def _draft_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    low, high = row["speedup_interval"]
+    return (
+        _params(row["draft_params"]),
+        str(row["draft_length"]),
+        f"{row['acceptance']:.3f}",
+        f"{row['speedup']:.2f}",
+        f"{low:.2f} to {high:.2f}",
+    )
+
+
+def _params(count: float) -> str:
+    return f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
+
+
 def simulation(result: dict[str, Any]) -> None:
     """Print what ``simulate`` found."""
     console = _console()
@@ -115,12 +164,27 @@ def kernels(result: dict[str, Any]) -> None:
 
 def _errors(console: Console, title: str, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
     """Print error summaries, errors in percent of the measured value."""
-    table = _table(title, *keys, "n", "MAPE", "median", "bias", "p90", "in 90 % interval")
+    table = _table(title, *keys, "n", "MAPE", "median", "bias", "p90", "covered")
     for r in rows:
+        if r["n"] == 0:
+            table.add_row(*(str(r[k]) for k in keys), "0", *["-"] * 5)
+            continue
         inside = f"{r['coverage']:.0%}" if "coverage" in r else "-"
         errors = (f"{r['mape']:.1%}", f"{r['median_ape']:.1%}", f"{r['bias']:+.1%}", f"{r['p90_ape']:.1%}", inside)
         table.add_row(*(str(r[k]) for k in keys), str(int(r["n"])), *errors)
     console.print(table)
+
+
+def speculation(result: dict[str, Any]) -> None:
+    """Print how far the time and length models of speculation are from published rows."""
+    console = _console()
+    console.print(f"{result['rows']} rows; a row without what a model needs is left out and counted.")
+    models = ("time_model", "length_model")
+    _errors(console, "Models", [{"model": m, **result[m]} for m in models], ("model",))
+    _errors(console, "By source and method", result["by_group"], ("model", "method", "hardware"))
+    for model in models:
+        reasons = "; ".join(f"{row['rows']} {row['reason']}" for row in result["skipped"][model])
+        console.print(f"Left out of the {model.replace('_', ' ')}: {reasons or 'nothing'}.")
 
 
 def fitted(result: dict[str, Any]) -> None:
