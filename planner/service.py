@@ -18,6 +18,8 @@ from theory.speculation import Schedule, best_schedule, tokens_per_round, tokens
 
 from .predict import DraftModel, round_time
 
+SCHEDULE_TOLERANCE = 0.01  # of the best rate, given up for a schedule of few ranges [-]
+
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -194,7 +196,7 @@ def _rounds(table: StepTable, load: Load, draft: DraftModel | None, length: int 
     times = table.base[:, 1:] + table.slope[:, 1:] * batch * load.context
     alpha = draft.acceptance.value if draft else 0.0
     if length is None:
-        return best_schedule(alpha, times)
+        return best_schedule(alpha, times, tolerance=SCHEDULE_TOLERANCE)
     row = table.row(length)
     tokens = np.full(len(batch), float(tokens_per_round(alpha, length)))
     return Schedule(np.full(len(batch), length), tokens, times[row])

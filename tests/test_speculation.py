@@ -287,3 +287,13 @@ def test_schedule_gain_is_at_least_one_and_one_at_a_single_batch() -> None:
     assert alone.fixed_length == best_schedule(0.75, times).length[9]
     with pytest.raises(InputError, match="`occupancy` must give 256 shares"):
         schedule_gain(0.75, times, [1.0])
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.001, 0.2))
+@settings(deadline=None, max_examples=50)
+def test_a_tolerant_schedule_is_near_the_best_with_no_more_ranges(seed: int, tolerance: float) -> None:
+    rng = np.random.default_rng(seed)
+    times = np.cumsum(rng.uniform(0.1, 1.0, (6, 40)), axis=0)
+    best, coarse = best_schedule(0.7, times), best_schedule(0.7, times, tolerance=tolerance)
+    assert len(coarse.ranges()) <= len(best.ranges())
+    assert np.all(coarse.tokens / coarse.time >= (1 - tolerance) * best.tokens / best.time * (1 - 1e-12))

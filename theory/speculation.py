@@ -465,7 +465,9 @@ class Schedule:
         return [(a + 1, b, int(self.length[a])) for a, b in pairwise(edges)]
 
 
-def best_schedule(acceptance: float | LengthLaw, round_time: Array, lengths: ArrayLike | None = None) -> Schedule:
+def best_schedule(
+    acceptance: float | LengthLaw, round_time: Array, lengths: ArrayLike | None = None, tolerance: float = 0.0
+) -> Schedule:
     r"""Return for each batch size the draft length that emits most tokens a second.
 
     .. math:: \gamma^*(n) = \arg\max_\gamma \frac{E[N](\gamma)}{T_{round}(\gamma, n)}
@@ -478,20 +480,37 @@ def best_schedule(acceptance: float | LengthLaw, round_time: Array, lengths: Arr
         T_round: gamma draft steps plus one verify pass; row 0 is the plain decode step if ``lengths`` is omitted [s].
     lengths : array_like, optional
         gamma of each row [tokens]; 0, 1, 2, ... by default.
+    tolerance : float
+        Share of the best rate that may be given up at a batch size for a schedule of fewer ranges [-].
 
     Raises
     ------
     InputError
-        If a round time is not finite and above 0.
+        If a round time is not finite and above 0, or the tolerance is not in [0, 1).
 
     Source
     ------
     Derivation: every sequence of the batch advances E[N] tokens a round, so the rate per sequence is E[N] / T_round.
+    The fewest ranges: extending each as far as some length is good enough everywhere in it is optimal for intervals.
     """
+    require(0.0 <= tolerance < 1.0, "tolerance", "must lie in [0, 1) [-]", tolerance)
     gammas, tokens, times = _table(acceptance, round_time, lengths)
-    best = np.argmax(tokens[:, None] / times, axis=0)
+    rate = tokens[:, None] / times
+    best = np.argmax(rate, axis=0) if tolerance == 0.0 else _fewest_ranges(rate / rate.max(axis=0), tolerance)
     batch = np.arange(times.shape[1])
     return Schedule(gammas[best].astype(np.int64), tokens[best], times[best, batch])
+
+
+def _fewest_ranges(share: Array, tolerance: float) -> NDArray[np.intp]:
+    """Return for each batch the row used, from the share of the best rate that each row reaches there."""
+    chosen, start = np.empty(share.shape[1], dtype=np.intp), 0
+    while start < share.shape[1]:
+        good = np.logical_and.accumulate(share[:, start:] >= 1 - tolerance, axis=1)
+        reach = int(good.any(axis=0).sum())
+        able = np.flatnonzero(good[:, reach - 1])
+        chosen[start : start + reach] = able[np.argmax(share[able, start : start + reach].sum(axis=1))]
+        start += reach
+    return chosen
 
 
 class ScheduleGain(NamedTuple):
