@@ -82,7 +82,12 @@ BLOCKS = (
         ("gemm_start", "gemm_bandwidth", "gemm_flops"),
         "gemm",
         "m",
-        ({}, {"tile_feed": 45e9, "gemm_wave": 0.3}, {"tile_feed": 1e11, "gemm_wave": 0.1}),
+        (
+            {},
+            {"tile_feed": 45e9, "gemm_wave": 0.3},
+            {"tile_feed": 1e11, "gemm_wave": 0.1},
+            {"tile_feed": 2e11, "gemm_wave": 0.05, "gemm_stream": 2.0},
+        ),
     ),
     Block(
         "fp8",
@@ -145,7 +150,8 @@ BLOCKS = (
         ({}, {"reduce_floor": 4e-5, "reduce_start": 1e-5}),
     ),
 )
-# Starting points of the search and how far it may go, besides the shares, which stay in (0, 1) [unit of the parameter].
+ENGINE = ("host_step", "host_sequence", "eager_layer")  # no kernel timing tells them
+# How far the search may go, besides the shares, which stay in (0, 1) [unit of the parameter].
 BOUNDS: dict[str, tuple[float, float]] = {
     "gemm_start": (2e-7, 5e-5),
     "gemm_knee": (1.0, 20.0),
@@ -261,6 +267,7 @@ def fit_profile(
         covariances.append(covariance)
         idle = [p for p in block.parameters if p not in names]
         notes.append(f"{block.name}: {len(rows)}" + (f" (held: {', '.join(idle)})" if idle else ""))
+    notes.append(f"engine: none, {', '.join(ENGINE)} assumed")
     return Profile(
         name=name,
         accelerator=accelerator.name,

@@ -13,7 +13,7 @@ from theory.latency import Efficiency, Profile
 from theory.specs import Accelerator
 
 FOLDER = Path(__file__).parent / "profiles"
-TRANSFER_SPREAD = 0.08  # additional spread of ln(time) on an accelerator that was not measured [-]; see studies
+TRANSFER_SPREAD = 0.08  # more spread of ln(time) where nothing was measured; assumed, see studies/latency_transfer [-]
 
 
 def available_profiles() -> tuple[str, ...]:

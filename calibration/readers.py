@@ -361,9 +361,7 @@ def serving_rows(kernels: Kernels) -> Kernels:
         decode=(d["batch"] <= SERVED_BATCH)
         & d["context"].between(*SERVED_CONTEXT)
         & (d["heads"] <= SERVED_HEADS * d["kv_heads"]),
-        prefill=(p["prompts"] <= 4)
-        & length.between(*SERVED_PROMPTS)
-        & (p["heads"] <= SERVED_HEADS * p["kv_heads"]),
+        prefill=(p["prompts"] <= 4) & length.between(*SERVED_PROMPTS) & (p["heads"] <= SERVED_HEADS * p["kv_heads"]),
     )
 
 

@@ -288,6 +288,24 @@ def test_many_points_agree_with_few() -> None:
     assert np.allclose(many, few, rtol=1e-12)
 
 
+def test_many_degrees_agree_with_one_at_a_time() -> None:
+    rng = np.random.default_rng(4)
+    b, tp = rng.uniform(0.2, 400, 4000), rng.choice([1, 2, 8], 4000)
+    m, profile = model("llama-2-13b"), load_profile("h100-sxm")
+    together = step_time(m, H100, profile, Pass(b, 1, 700), tp).total
+    for degree in (1, 2, 8):
+        alone = step_time(m, H100, profile, Pass(b[tp == degree], 1, 700), degree).total
+        assert np.allclose(together[tp == degree], alone, rtol=1e-12)
+
+
+def test_fractional_batches_lie_between_whole_ones() -> None:
+    m, profile = model("llama-2-7b"), load_profile("h100-sxm")
+    low, mid, high = (step_time(m, H100, profile, Pass(b, 1, 0)) for b in (64.0, 64.25, 65.0))
+    for part in ("compute", "elementwise"):
+        expected = 0.75 * getattr(low, part) + 0.25 * getattr(high, part)
+        assert getattr(mid, part) == pytest.approx(float(expected), rel=1e-9)
+
+
 def test_fields_and_degrees_broadcast() -> None:
     work = Pass(np.arange(1, 5)[:, None, None], 3, np.arange(1, 7)[None, :, None])
     time = step_time(model("llama-2-7b"), H100, PLAIN, work, np.array([1, 2, 4]))

@@ -1,0 +1,135 @@
+"""Fit the profiles that are shipped in calibration/profiles, each from the kernel tables its header names.
+
+    python studies/latency_profiles/run.py --data DIR [--quick] [--output DIR]
+
+DIR holds `vidur` and `aiconfigurator`. --quick fits on a fifth of the matrix products and writes nothing unless told
+where.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+from pathlib import Path
+
+from calibration.fit import fit_profile
+from calibration.profiles import FOLDER, save_profile
+from calibration.readers import (
+    Kernels,
+    empty_kernels,
+    read_aiconfigurator,
+    read_vidur,
+    read_vidur_layers,
+    select,
+    serving_rows,
+)
+from theory.catalog import accelerator
+from theory.latency import Efficiency, Profile
+
+HERE = Path(__file__).parent
+SHARP = Efficiency(gemm_knee=8.0)  # vLLM's products show a sharp knee; held, since the fit tells little about it
+DATE = "2026-11-21"  # of the fit
+VIDUR = "microsoft/vidur commit 7d47513 (MIT), cuBLAS fp16 and NCCL; attention: vLLM 0.14.0 by ai-dynamo/aiconfigurator"
+AIC = "ai-dynamo/aiconfigurator 0.12.0 (Apache-2.0), vLLM 0.24.0"
+
+
+def only(kernels: Kernels, name: str) -> Kernels:
+    """Return ``kernels`` with nothing but one table."""
+    return empty_kernels(kernels.device, f"{kernels.source} ({name})", **{name: getattr(kernels, name)})
+
+
+def thin(kernels: Kernels, every: int) -> Kernels:
+    """Return ``kernels`` with each ``every``-th matrix product."""
+    return select(kernels, gemm=kernels.gemm.index % every == 0)
+
+
+def fp8_rows(data: Path, device: str) -> Kernels:
+    """Return the fp8 products of a device."""
+    table = serving_rows(read_aiconfigurator(data / "aiconfigurator", device))
+    return only(select(table, gemm=table.gemm["precision"] == "fp8"), "gemm")
+
+
+def served(profile: Profile) -> Profile:
+    """Return the profile with a KV cache that never stays in the last-level cache: weights pass through between."""
+    said = f"{profile.rows}; kv_resident set to 0, as in an engine (kernels were timed one by one)"
+    return replace(profile, efficiency=replace(profile.efficiency, kv_resident=0.0), rows=said)
+
+
+def profiles(data: Path, every: int) -> list[Profile]:
+    """Return the four profiles."""
+    vidur, aic = data / "vidur", data / "aiconfigurator"
+    h100, h200, a100 = (accelerator(n) for n in ("h100-sxm", "h200-sxm", "a100-80g-sxm"))
+    elements = only(read_vidur_layers(vidur, "h100"), "elementwise")
+    cublas = thin(read_vidur(vidur, "h100").join(fp8_rows(data, "h100")), every)
+    vllm = thin(serving_rows(read_aiconfigurator(aic, "h100")).join(elements), every)
+    first = fit_profile(cublas, h100, "h100-sxm", "cuBLAS + NCCL kernels", source=f"{VIDUR}; fp8: {AIC}", date=DATE)
+    second = fit_profile(
+        vllm,
+        h100,
+        "h100-sxm-vllm",
+        "vLLM kernels under CUDA graphs",
+        SHARP,
+        ("gemm_knee",),
+        f"{AIC}; element-wise: {VIDUR}",
+        DATE,
+    )
+    start = replace(second.efficiency, down_boost=1.0)  # element-wise work: not measured on an H200, carried over
+    wider = serving_rows(read_aiconfigurator(aic, "h200"))
+    third = fit_profile(
+        thin(wider, every), h200, "h200-sxm", "vLLM kernels under CUDA graphs", start, ("gemm_knee",), AIC, DATE
+    )
+    last = fit_profile(
+        thin(read_vidur(vidur, "a100"), every), a100, "a100-80g-sxm", "cuBLAS + NCCL kernels", source=VIDUR, date=DATE
+    )
+    return [first, served(second), served(third), last]
+
+
+def readme(found: list[Profile]) -> str:
+    """Return the page of this study: what was fitted, on what, how well it is known."""
+    lines = [
+        "# The shipped profiles",
+        "",
+        "Written by `python studies/latency_profiles/run.py --data DIR`, which fits the profiles in",
+        "`calibration/profiles` (about two minutes). Meaning and unit of each parameter: `Efficiency` in",
+        "`theory/latency.py`. A value without an error was held or assumed; each file says which.",
+        "",
+        f"| parameter | {' | '.join(p.name for p in found)} |",
+        f"|---|{'---|' * len(found)}",
+    ]
+    for f in fields(Efficiency):
+        lines.append(f"| {f.name} | {' | '.join(_value(p, f.name) for p in found)} |")
+    lines += ["", "## Spread of ln(measured/predicted) of one kernel, on shapes left out of the fit", ""]
+    lines += [f"- {p.name}: {', '.join(f'{k} {v:.3f}' for k, v in p.residual.items())}" for p in found]
+    lines += ["", "## Rows", "", *(f"- {p.name}: {p.rows}" for p in found), ""]
+    lines += ["## Sources", "", *(f"- {p.name}: {p.source}" for p in found), ""]
+    return "\n".join(lines)
+
+
+def _value(profile: Profile, name: str) -> str:
+    value = f"{getattr(profile.efficiency, name):.3g}"
+    if name not in profile.parameters:
+        return value
+    at = profile.parameters.index(name)
+    return f"{value} ({profile.covariance[at][at] ** 0.5:.1%})"
+
+
+def main() -> None:
+    """Fit, write, print one line per profile."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    folder = args.output or (None if args.quick else FOLDER)
+    found = profiles(args.data, 5 if args.quick else 1)
+    if folder == FOLDER:
+        (HERE / "README.md").write_text(readme(found), encoding="utf-8")
+    for profile in found:
+        spreads = ", ".join(f"{k} {v:.3f}" for k, v in profile.residual.items())
+        print(f"{profile.name}: {len(profile.parameters)} parameters; spread of ln(time) on shapes left out: {spreads}")
+        if folder:
+            save_profile(profile, folder / f"{profile.name}.toml")
+
+
+if __name__ == "__main__":
+    main()
