@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, isotonic_regression, least_squares
 
+from theory.catalog import accelerator
 from theory.errors import InputError, require
 from theory.latency import (
     AT_LEAST_ONE,
@@ -30,7 +32,7 @@ from theory.latency import (
 )
 from theory.specs import Accelerator
 
-from .readers import COLUMNS, VIDUR_MODELS, Kernels
+from .readers import COLUMNS, VIDUR_MODELS, Kernels, read_aiconfigurator, read_vidur, serving_rows
 
 Array = NDArray[np.float64]
 
@@ -282,6 +284,35 @@ def fit_profile(
         source=source or kernels.source,
         date=date or datetime.date.today().isoformat(),
     )
+
+
+def fit_device(
+    directory: Path, device: str, layout: str = "vidur", models: tuple[str, ...] = (), name: str = ""
+) -> Profile:
+    """Return the profile of the kernels in a folder: what ``tierwise fit`` writes.
+
+    Parameters
+    ----------
+    layout : str
+        ``vidur`` (a folder of its profiles) or ``aiconfigurator`` (the folder that holds ``h100_sxm``, ``h200_sxm``).
+    models : tuple of str
+        Of the vidur layout: models to fit on, as their files name them; all if none is named.
+
+    Raises
+    ------
+    InputError
+        If the layout, the device or a model is unknown, or a table is broken.
+    WeakDataError
+        If the rows do not identify the parameters.
+    """
+    require(layout in ("vidur", "aiconfigurator"), "layout", "must be vidur or aiconfigurator", layout)
+    if layout == "vidur":
+        kernels, engine = read_vidur(directory, device, models), "cuBLAS + NCCL kernels"
+    else:
+        require(not models, "model", "must be left out: the tables of aiconfigurator are by shape", list(models))
+        kernels, engine = serving_rows(read_aiconfigurator(directory, device)), "vLLM kernels under CUDA graphs"
+    known = {"h100": "h100-sxm", "h200": "h200-sxm", "a100": "a100-80g-sxm"}
+    return fit_profile(kernels, accelerator(known[device]), name or known[device], engine)
 
 
 def allreduce_curves(rows: pd.DataFrame) -> dict[int, tuple[tuple[float, float], ...]]:

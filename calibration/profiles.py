@@ -8,12 +8,16 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+from theory.catalog import accelerator as _accelerator
 from theory.errors import InputError, refuse, require
 from theory.latency import Efficiency, Profile
 from theory.specs import Accelerator
 
 FOLDER = Path(__file__).parent / "profiles"
-TRANSFER_SPREAD = 0.08  # more spread of ln(time) where nothing was measured; assumed, see studies/latency_transfer [-]
+# More spread of ln(time) where nothing was measured [-]. Near: the same chip with another memory, H100 to H200 in
+# studies/latency_transfer. Far: another chip; the A100 profile predicts H100 steps 30 to 42 % too slow.
+NEAR_SPREAD = 0.08
+FAR_SPREAD = 0.35
 
 
 def available_profiles() -> tuple[str, ...]:
@@ -48,6 +52,30 @@ def load_profile(name: str | Path) -> Profile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"`profile` must be a TOML file; {path.name} is not: {error}.") from error
     return _from_table(table, path.name)
+
+
+def serving_profile(accelerator: Accelerator, name: str | Path | None = None) -> Profile:
+    """Return the profile to predict serving on ``accelerator`` with.
+
+    The one named, or the one fitted to serving kernels of this accelerator (``-vllm`` before others); for an
+    accelerator that was not measured, that of a near relative transferred to its datasheet and tagged so.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown.
+
+    Examples
+    --------
+    >>> from theory.catalog import accelerator
+    >>> serving_profile(accelerator("h100-sxm")).name, serving_profile(accelerator("l40s")).provenance
+    ('h100-sxm-vllm', 'transferred')
+    """
+    known = available_profiles()
+    own = next((n for n in (f"{accelerator.name}-vllm", accelerator.name) if n in known), None)
+    relative = "a100-80g-sxm" if accelerator.name.startswith("a100") else "h100-sxm-vllm"
+    profile = load_profile(name or own or relative)
+    return profile if profile.accelerator == accelerator.name else transfer(profile, accelerator)
 
 
 def _from_table(table: dict[str, object], where: str) -> Profile:
@@ -121,8 +149,14 @@ def _to_toml(profile: Profile) -> str:
 
 
 def transfer(profile: Profile, to_accelerator: Accelerator) -> Profile:
-    """Return ``profile`` for an accelerator nobody measured: same efficiencies, its datasheet, a wider interval."""
-    residual = {part: (spread**2 + TRANSFER_SPREAD**2) ** 0.5 for part, spread in profile.residual.items()}
+    """Return ``profile`` for an accelerator nobody measured: same efficiencies, its datasheet, a wider interval.
+
+    The interval widens little where only memory differs (same SMs and FLOP rate) and much where the chip does.
+    """
+    origin = _accelerator(profile.accelerator)
+    near = (origin.sms, origin.flops_bf16) == (to_accelerator.sms, to_accelerator.flops_bf16)
+    added = NEAR_SPREAD if near else FAR_SPREAD
+    residual = {part: (spread**2 + added**2) ** 0.5 for part, spread in profile.residual.items()}
     return dataclasses.replace(
         profile,
         name=f"{to_accelerator.name}-from-{profile.name}",

@@ -97,7 +97,8 @@ _GEMM_COLUMNS = {
     "down": "mlp_down_proj_ms",
 }
 _ELEMENT_COLUMNS = ("input_layernorm_ms", "attn_rope_ms", "post_attention_layernorm_ms", "mlp_act_ms", "add_ms")
-VIDUR_NODES = {"h100": "h100_dgx", "a100": "a100_dgx"}  # node whose collectives belong to a device
+# node whose collectives belong to a device
+VIDUR_NODES = {"h100": "h100_dgx", "a100": "a100_dgx", "a40": "a40_pairwise_nvlink"}
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -17,12 +17,12 @@ from theory.latency import Pass, Profile, StepTime, step_time, step_time_interva
 from theory.specs import Accelerator, Transformer, check_tp
 from theory.work import kv_bytes_per_token, weight_bytes
 
-from .profiles import load_profile
+from .profiles import load_profile, transfer
 from .readers import HEAD_DIM, VIDUR_MODELS, Kernels, read_attention, read_vidur_allreduce, read_vidur_mlp, vidur_models
 
 Array = NDArray[np.float64]
 
-ACCELERATORS = {"h100": "h100-sxm", "a100": "a100-80g-sxm"}  # catalogue name of a Vidur device
+ACCELERATORS = {"h100": "h100-sxm", "a100": "a100-80g-sxm", "a40": "a40"}  # catalogue name of a Vidur device
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)  # sequences of a decode step [-]
 CONTEXTS = (512, 1024, 2048, 4096)  # tokens attended to, the new one included [tokens]
 PROMPTS = (128, 256, 512, 1024, 1536, 2048, 3072, 4096)  # tokens of a prefill of one prompt [tokens]
@@ -206,6 +206,21 @@ def _predicted_parts(time: StepTime) -> dict[str, Array]:
     }
 
 
+def device_steps(directory: Path, device: str, profile: str | Path | Profile) -> pd.DataFrame:
+    """Return the measured steps of a device with what ``profile`` predicts; arguments as :func:`validate_kernels`."""
+    names = vidur_models(Path(directory), device)
+    steps = measured_steps(Path(directory), device, names)
+    return predict_steps(steps, accelerator(ACCELERATORS[device]), _for_device(profile, device))
+
+
+def _for_device(profile: str | Path | Profile, device: str) -> Profile:
+    """Return the profile, transferred and tagged if it was made for another accelerator."""
+    require(device in ACCELERATORS, "device", f"must be one of {', '.join(sorted(ACCELERATORS))}", device)
+    gpu = accelerator(ACCELERATORS[device])
+    chosen = profile if isinstance(profile, Profile) else load_profile(profile)
+    return chosen if chosen.accelerator == gpu.name else transfer(chosen, gpu)
+
+
 def validate_kernels(directory: Path, device: str, profile: str | Path | Profile) -> dict[str, Any]:
     """Return how far ``profile`` is from steps composed of the kernels in ``directory``; nothing is fitted.
 
@@ -219,19 +234,11 @@ def validate_kernels(directory: Path, device: str, profile: str | Path | Profile
     Raises
     ------
     InputError
-        If the device is unknown, a file or column is missing, or the profile belongs to another accelerator.
+        If the device is unknown, or a file or column is missing. A profile of another accelerator is transferred.
     """
-    chosen = profile if isinstance(profile, Profile) else load_profile(profile)
+    chosen = _for_device(profile, device)
     names = vidur_models(Path(directory), device)
-    gpu = accelerator(ACCELERATORS[device])
-    require(
-        chosen.accelerator == gpu.name,
-        "profile",
-        f"must be made for {gpu.name}",
-        f"{chosen.name} (made for {chosen.accelerator})",
-        "Choose another profile, or transfer this one.",
-    )
-    steps = predict_steps(measured_steps(Path(directory), device, names), gpu, chosen)
+    steps = device_steps(directory, device, chosen)
     groups = steps.groupby(["model", "tp", "phase"], sort=True)
     return {
         "decode": summarise(steps[steps["phase"] == "decode"]),

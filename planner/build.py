@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.profiles import load_profile
+from calibration.profiles import serving_profile
 from simulator import workload as wl
 from simulator.workload import Workload
 from theory import outcomes as oc
@@ -91,7 +91,7 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
     return Problem(
         scenario=scenario,
         accelerator=gpu,
-        profile=_with_host(load_profile(profile or scenario.fleet.profile or gpu.name), scenario.engine),
+        profile=_with_host(serving_profile(gpu, profile or scenario.fleet.profile), scenario.engine),
         models=models,
         drafts=tuple(
             tuple(_draft(choice, target, folder) for choice in tier.drafts)

@@ -41,13 +41,13 @@ def test_accelerators_are_plausible_and_sourced(name: str) -> None:
     gpu = accelerator(name)
     assert "NVIDIA" in gpu.source
     assert "memory:" in gpu.source
-    assert gpu.flops_fp8 / gpu.flops_bf16 == pytest.approx(1.0 if name.startswith("a100") else 2.0, rel=0.02)
+    assert gpu.flops_fp8 / gpu.flops_bf16 == pytest.approx(1.0 if name.startswith(("a100", "a40")) else 2.0, rel=0.02)
     assert 50 < gpu.flops_bf16 / gpu.bandwidth < 500  # FLOP/byte at the knee; sparse figures would double it
     assert gpu.link_bandwidth < gpu.bandwidth
 
 
 def test_the_catalog_has_the_names_of_the_design() -> None:
-    expected = {"a100-40g-sxm", "a100-80g-sxm", "h100-sxm", "h100-pcie", "h200-sxm", "l40s", "b200"}
+    expected = {"a100-40g-sxm", "a100-80g-sxm", "h100-sxm", "h100-pcie", "h200-sxm", "l40s", "b200", "a40"}
     assert expected == set(accelerators())
     assert {"llama-2-13b", "codellama-34b", "llama-2-70b", "llama-68m", "tinyllama-1.1b", "qwen3-32b"} <= set(models())
 

@@ -159,9 +159,9 @@ def test_more_heads_count_as_a_larger_batch(folder: Path) -> None:
     assert np.allclose(before.loc[rows, "attention"], after.loc[rows, "attention"], rtol=0.05)
 
 
-def test_a_profile_of_another_accelerator_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"`profile` must be made for h100-sxm; got 'a100-80g-sxm"):
-        validate_kernels(folder, "h100", "a100-80g-sxm")
+def test_a_profile_of_another_accelerator_is_transferred_and_tagged(folder: Path) -> None:
+    assert validate_kernels(folder, "h100", "a100-80g-sxm")["profile"]["provenance"] == "transferred"
+    assert validate_kernels(folder, "h100", EXACT)["profile"]["provenance"] != "transferred"
 
 
 def test_a_missing_table_is_named(folder: Path, tmp_path: Path) -> None:

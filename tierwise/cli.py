@@ -61,7 +61,7 @@ def predict(
     output: OutputOption = None,
 ) -> None:
     """Step times, best draft length and speed-up of one model at one batch and context."""
-    from calibration.profiles import load_profile
+    from calibration.profiles import serving_profile
     from planner.predict import DraftModel, draft_degrees, draft_seconds
     from planner.predict import predict as evaluate
     from theory import catalog
@@ -79,7 +79,7 @@ def predict(
     )
     gpu = catalog.accelerator(accelerator)
     deployment = Deployment(catalog.model(target), gpu, tp, _precision(precision))
-    efficiencies = load_profile(profile or gpu.name)
+    efficiencies = serving_profile(gpu, profile)
     pair = None
     if draft is not None and acceptance is not None:
         low, high = acceptance_interval or (acceptance, acceptance)
@@ -132,12 +132,12 @@ def draft(
     )
     hardware = None
     if accelerator is not None:
-        from calibration.profiles import load_profile
+        from calibration.profiles import serving_profile
 
         gpu = gpu_of(accelerator)
         hardware = Hardware(
             gpu,
-            load_profile(profile or gpu.name),
+            serving_profile(gpu, profile),
             tp=tp,
             batches=tuple(batch or (1,)),
             context=context,
@@ -216,8 +216,8 @@ def validate_kernels(
     result = validate.validate_kernels(directory, device, profile)
     if output is not None:
         _folder(output)
-        steps = validate.measured_steps(directory, device, validate.vidur_models(directory, device))
-        validate.plot_steps(validate.predict_device_steps(steps, device, profile), output / "kernels.png")
+        steps = validate.device_steps(directory, device, profile)
+        validate.plot_steps(steps, output / "kernels.png", f"{result['profile']['name']}, {device}")
     _emit(result, show.kernels, format, output, "kernels.json")
 
 
