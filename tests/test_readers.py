@@ -124,7 +124,7 @@ def test_dimensions_behind_vidur_names_agree_with_the_catalogue() -> None:
 
 
 def test_an_unknown_device_is_named(vidur: Path) -> None:
-    with pytest.raises(InputError, match=r"`device` must be one of a100, h100; got 'mi300'"):
+    with pytest.raises(InputError, match=r"`device` must be one of a100, a40, h100; got 'mi300'"):
         vidur_models(vidur, "mi300")
     with pytest.raises(InputError, match=r"`device` must be one of h100, h200; got 'b200'"):
         read_aiconfigurator(vidur, "b200")

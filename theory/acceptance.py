@@ -194,7 +194,7 @@ def tag(law: QualityLaw, draft_size: float, target_size: float, extrapolate: boo
             name,
             f"must lie in the range of the acceptance law {law.name}, {stated} [parameters]",
             value,
-            "Ask for it (`--extrapolate`), and the result is tagged.",
+            "Ask for extrapolation (`--extrapolate`), and the result is tagged.",
         )
         return "extrapolated"
     return law.provenance
@@ -359,7 +359,7 @@ def log_linear_acceptance(law: LogLinearLaw, x: float, level: float = 0.9, extra
         "x",
         f"must lie in [{law.low:g}, {law.high:g}], the range of {law.name} [{law.variable}]",
         x,
-        "Ask for it (`--extrapolate`), and the result is tagged.",
+        "Ask for extrapolation (`--extrapolate`), and the result is tagged.",
     )
     mean = law.slope * math.log(x) + law.intercept
     half = float(norm.ppf((1 + level) / 2)) * law.residual

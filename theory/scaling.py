@@ -174,6 +174,6 @@ def tag(law: LossLaw, parameters: float, tokens: float, extrapolate: bool = Fals
         f"({law.parameter_range[0]:.3g} to {law.parameter_range[1]:.3g} parameters, "
         f"{law.token_range[0]:.3g} to {law.token_range[1]:.3g} tokens)",
         (parameters, tokens),
-        "Ask for it (`--extrapolate`), and the result is tagged.",
+        "Ask for extrapolation (`--extrapolate`), and the result is tagged.",
     )
     return "fitted" if factor == 1.0 else "extrapolated"
