@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from theory import queueing
 from theory.cascade import Policy
 from theory.cost import dollars_per_correct_answer, dollars_per_million_tokens
+from theory.latency import Pass, step_time_interval
 from theory.outcomes import Outcomes
+from theory.speculation import tokens_per_round
 
 from .build import Problem
 from .search import Candidate, Group, Rule
@@ -19,6 +21,8 @@ from .service import Load, with_length
 from .space import P99, Space, occupancy
 
 Array = NDArray[np.float64]
+LEVEL = 0.9  # coverage of the intervals of predicted figures [-]
+QUEUE_SPREAD = 0.06  # half width of ln(TPOT) from the queueing approximation: what tests/test_space.py allows it [-]
 
 
 def first_stops(rule: Rule) -> dict[str, Any] | None:
@@ -78,9 +82,13 @@ def predicted(problem: Problem, space: Space, candidate: Candidate) -> dict[str,
     visits = np.array([_share(candidate.rule, g.tier) for g in candidate.groups])
     weight = visits / visits.sum()
     quality = candidate.rule.quality
+    spread = np.array([tpot_spread(problem, space, g, float(state.batch[i])) for i, g in enumerate(candidate.groups)])
+    low, high = (float(weight @ (state.tpot_s * np.exp(sign * spread))) for sign in (-1, 1))
     figures: dict[str, Any] = {
         "quality": _number(quality),
         "tpot_mean_s": float(weight @ state.tpot_s),
+        "tpot_interval_s": [low, high],
+        "interval_level": LEVEL,
         "ttft_p99_s": float(ttft99.max()),
         "e2e_mean_s": float(visits @ state.e2e_s),
         **money(problem, candidate, quality, space.load),
@@ -98,6 +106,29 @@ def predicted(problem: Problem, space: Space, candidate: Candidate) -> dict[str,
         ],
     }
     return figures
+
+
+def tpot_spread(problem: Problem, space: Space, group: Group, batch: float) -> float:
+    r"""Return the half width of the interval of ln(TPOT) of a tier, at its mean batch [-].
+
+    .. math:: h^2 = h_{step}^2 + h_{queue}^2 + \tfrac14 \ln^2 \frac{E[N](\alpha_{high})}{E[N](\alpha_{low})}
+
+    with the intervals of the target's pass over the batch, of the queueing approximation and of the acceptance, taken
+    as independent.
+    """
+    service, d = group.service, group.service.deployment
+    n = max(batch, 1.0)
+    gamma = int(service.rounds.length[min(int(n), len(service.rounds.length)) - 1])
+    work = Pass(n, gamma + 1.0, space.load.context)
+    low, high = step_time_interval(
+        d.model, d.accelerator, problem.profile, work, d.tp, d.precision, d.kv_precision, level=LEVEL
+    )
+    step = math.hypot(math.log(float(high) / float(low)) / 2, QUEUE_SPREAD)
+    if service.draft is None:
+        return step
+    a = service.draft.acceptance
+    tokens = tokens_per_round(np.array([a.low, a.high]), gamma)
+    return math.hypot(step, math.log(float(tokens[1] / tokens[0])) / 2)
 
 
 def money(problem: Problem, candidate: Candidate, quality: float, load: Load) -> dict[str, Any]:
@@ -322,7 +353,12 @@ def _trust(problem: Problem, result: dict[str, Any]) -> list[str]:
         f"{t['acceptance_interval'][1]:.2f}, {t['acceptance_provenance']})"
         for t in drafted
     )
-    said = [f"Acceptance: {pairs}."] if drafted else []
+    low, high = result["predicted"]["tpot_interval_s"]
+    said = [
+        f"From step times, acceptances and queueing the predicted mean TPOT lies between {1000 * low:.3g} and "
+        f"{1000 * high:.3g} ms ({result['predicted']['interval_level']:.0%})."
+    ]
+    said += [f"Acceptance: {pairs}."] if drafted else []
     said += _beyond(problem, {t["draft"] for t in drafted})
     if problem.left_out > 0:
         said.append(

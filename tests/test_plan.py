@@ -52,6 +52,15 @@ def test_predicted_meets_simulated(shipped: dict[str, Any]) -> None:
     assert predicted["usd_per_1000_requests"] == pytest.approx(simulated["cost"]["usd_per_1000_requests"], rel=0.05)
 
 
+def test_interval_of_tpot_holds_the_simulated_one_and_grows_with_doubt(shipped: dict[str, Any]) -> None:
+    low, high = shipped["predicted"]["tpot_interval_s"]
+    assert low < shipped["predicted"]["tpot_mean_s"] < high
+    assert low <= shipped["simulated"]["tpot_s"]["mean"] <= high
+    # the same plan on efficiencies that were not measured on this GPU knows less
+    other = planned("fleet.profile=a100-80g-sxm")["predicted"]
+    assert other["tpot_interval_s"][1] / other["tpot_interval_s"][0] > 1.3 * high / low
+
+
 def test_plan_is_as_good_as_the_top_tier_and_not_dearer(shipped: dict[str, Any]) -> None:
     base = shipped["baseline"]["speculative"]["predicted"]
     assert shipped["predicted"]["quality"] >= base["quality"] - 1e-9
