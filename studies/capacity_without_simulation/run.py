@@ -116,9 +116,9 @@ def readme(found: list[dict[str, Any]], result: dict[str, Any]) -> str:
 queueing theory within {CLAIM:.0%}, without simulation.
 
 **Verdict.** {"Holds" if result["summary"]["all"]["holds"] else "Does not hold everywhere"}. Where the KV cache holds a
-dozen or two sequences the theory is optimistic: it knows the limit as a number of slots and no preemption, and takes the
-wait for a slot from M/G/1. The planner therefore simulates the replicas of every plan it is about to recommend. (The
-split by room was made after seeing the numbers.)
+dozen or two sequences the theory is optimistic: it knows the limit as a number of slots and no preemption, and takes
+the wait for a slot from M/G/1. The planner therefore simulates the replicas of every plan it is about to recommend.
+(The split by room was made after seeing the numbers.)
 
 | services of the shipped scenario | n | MAPE | median | bias | p90 | worst | claim |
 |---|---|---|---|---|---|---|---|
