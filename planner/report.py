@@ -93,7 +93,7 @@ def _png(result: dict[str, Any]) -> bytes:
         axes.errorbar(
             simulated["cost"]["usd_per_1000_requests"],
             mean,
-            [[mean - low], [high - mean]],
+            None if low is None or high is None else [[mean - low], [high - mean]],
             fmt="s",
             color=blue,
             ms=5,

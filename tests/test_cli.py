@@ -116,6 +116,24 @@ search: {trials: 0}
     assert table.returncode == 0, table.stderr
 
 
+def test_a_handful_of_requests_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    done = run("simulate", "--set", "traffic.requests=5", "--set", DEPLOYED)
+    assert done.returncode == 0, done.stderr
+    assert "unknown" in done.stdout
+    few = ("--set", "traffic.requests=3", "--set", "search.trials=0", "--output", str(tmp_path / "out"))
+    assert run("plan", *few).returncode == 0
+
+
+def test_draft_keys() -> None:
+    sizes = ("--target-params", "70e9", "--target-tokens", "2e12", "--draft-tokens", "1e11")
+    keys = {"draft_params", "draft_length", "acceptance", "acceptance_interval", "speedup", "speedup_interval"}
+    for cost in (("--cost", "flops"), ("--accelerator", "h100-sxm", "--tp", "4", "--batch", "8")):
+        done = run("draft", *sizes, *cost, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert keys | {"curve", "loss_law", "acceptance_law"} <= set(result)
+
+
 def test_unwritable_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run("plan", "--set", "traffic.requests=300", "--output", str(tmp_path / "file"))

@@ -67,6 +67,7 @@ def predict(
     from theory import catalog
     from theory.acceptance import Acceptance
     from theory.specs import Deployment
+    from theory.work import parameters
 
     from . import show
 
@@ -86,6 +87,10 @@ def predict(
         given = Acceptance(acceptance, low, high, "assumed", "given on the command line")
         require(max_length >= 1, "max-length", "must be at least 1 [tokens]", max_length)
         proposer = catalog.model(draft)
+        smaller = parameters(proposer) < parameters(deployment.model)
+        require(smaller, "draft", f"must be smaller than the target {deployment.model.name}", draft)
+        split = draft_tp is None or 1 <= draft_tp <= tp
+        require(split, "draft-tp", f"must lie in 1..{tp}, the GPUs of the target [GPUs]", draft_tp)
         degrees = [draft_tp] if draft_tp is not None else draft_degrees(proposer, tp)
         choices = [DraftModel(proposer, given, degree, max_length) for degree in degrees]
         pair = min(choices, key=lambda c: draft_seconds(deployment, efficiencies, c, batch, context))
@@ -330,7 +335,11 @@ def main() -> None:
     except InfeasibleError as error:
         code = _say(str(error), 3)
     except typer.TyperException as error:
-        code = _say(_usage(getattr(error, "format_message", error.__str__)()), 2)
+        message = getattr(error, "format_message", error.__str__)()
+        if message.startswith("Usage:"):  # no command given: the help, as it is
+            sys.stderr.write(message + "\n")
+            sys.exit(2)
+        code = _say(_usage(message), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _say("interrupted; nothing was written.", 130)
     except BrokenPipeError:

@@ -136,8 +136,8 @@ def simulation(result: dict[str, Any]) -> None:
         f"goodput {result['goodput']['fraction']:.1%}, {cost['usd_per_1000_requests']:.3f} USD per 1000 requests"
     )
     if quality is not None:
-        low, high = quality["interval"]
-        console.print(f"Quality {quality['mean']:.4f} (95 %: {low:.4f} to {high:.4f})")
+        low, high = ("unknown" if end is None else f"{end:.4f}" for end in quality["interval"])
+        console.print(f"Quality {quality['mean']:.4f} (95 %: {low} to {high})")
 
 
 def _latencies(console: Console, result: dict[str, Any]) -> None:
