@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from theory.acceptance import Acceptance
 from theory.errors import require
-from theory.latency import Pass, Profile, StepTime, step_time, step_time_interval
+from theory.latency import Pass, Profile, StepTime, step_time, step_time_interval, verify_knee
 from theory.specs import Deployment, Transformer
 from theory.speculation import speedup, tokens_per_round
 
 Array = NDArray[np.float64]
+KNEE_EXTRA = 0.2  # a verify pass is past the knee when it costs this much more than a decode step [-]
+KNEE_LENGTH = 4  # draft length of the knee where no draft pays [tokens]
 BATCHES = np.unique(np.geomspace(1, 4096, 200).astype(int))  # searched for the crossover [sequences]
 
 
@@ -106,12 +108,26 @@ def predict(
         },
         "by_draft_length": rows,
         "crossover_batch": crossover_batch(deployment, profile, draft, context) if draft else None,
+        "verify_knee": _knee(deployment, profile, context, best["draft_length"]),
         "interval_level": level,
         "provenance": {
             "step_time": profile.provenance,
             "profile": profile.name,
             "acceptance": draft.acceptance.provenance if draft else None,
         },
+    }
+
+
+def _knee(deployment: Deployment, profile: Profile, context: float, length: int) -> dict[str, Any]:
+    """Return batch x (gamma + 1) from which a verify pass costs KNEE_EXTRA more than a decode step; None: not found."""
+    d, gamma = deployment, length or KNEE_LENGTH
+    tokens = verify_knee(
+        d.model, d.accelerator, profile, context, d.tp, d.precision, d.kv_precision, gamma + 1.0, KNEE_EXTRA
+    )
+    return {
+        "tokens": tokens if np.isfinite(tokens) else None,
+        "draft_length": gamma,
+        "extra": KNEE_EXTRA,
     }
 
 

@@ -40,6 +40,7 @@ def test_predict_keys(tmp_path: Path) -> None:
     assert {"draft_length", "speedup", "speedup_interval", "tokens_per_round", "by_draft_length"} <= set(result)
     assert {"target", "verify", "draft", "parts"} <= set(result["step_time_s"])
     assert {"crossover_batch", "provenance"} <= set(result)
+    assert 32 < result["verify_knee"]["tokens"] < 2048
     low, high = result["speedup_interval"]
     assert low < result["speedup"] < high
     assert sum(result["step_time_s"]["parts"].values()) == pytest.approx(result["step_time_s"]["target"])

@@ -43,6 +43,15 @@ def prediction(result: dict[str, Any]) -> None:
     for name, value in step["parts"].items():
         parts.add_row(name, _time(value), f"{value / step['target']:.0%}")
     console.print(parts)
+    knee = result["verify_knee"]
+    console.print(
+        f"A verify pass of {knee['draft_length']} drafted tokens costs {knee['extra']:.0%} more than a decode step "
+        + (
+            "nowhere up to 4096 tokens in the step."
+            if knee["tokens"] is None
+            else f"from {knee['tokens']:.0f} tokens in the step on."
+        )
+    )
     if result["draft"] is None:
         return
     rows = _table(
