@@ -39,3 +39,12 @@ def test_python_example_runs() -> None:
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", TEXT))))
 def test_links_lead_somewhere(target: str) -> None:
     assert target.startswith("http") or (ROOT / target).exists()
+
+
+def test_yaml_example_is_planned(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(block)
+    command = [sys.executable, "-m", "tierwise", "plan", str(tmp_path / "mine.yaml"), "--set", "traffic.requests=3000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Run " in done.stdout
