@@ -337,7 +337,7 @@ def simulate(
 
 
 def is_compiled() -> bool:
-    """Return whether a compiled engine lies on disk; if not, the first run compiles it (some twenty seconds)."""
+    """Return whether a compiled engine lies on disk; if not, the first run compiles it (some fifteen seconds)."""
     folder = Path(os.environ.get("NUMBA_CACHE_DIR", Path(__file__).parent))
     return any(folder.rglob("engine._run-*.nbi"))
 

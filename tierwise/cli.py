@@ -283,7 +283,7 @@ def _progress() -> Progress:
 
     progress = Progress(enabled=sys.stderr.isatty())
     if not is_compiled():
-        progress.note("compiling the simulator, once: about 20 s")
+        progress.note("compiling the simulator, once: about 15 s")
     return progress
 
 
