@@ -1,4 +1,4 @@
-"""The engine of one replica, step by step: who is in the batch, how long the step takes, what each request gets.
+"""The engine of one replica: who is in the batch, how long a step takes, what each request gets.
 
 The scheduler is that of vLLM v1 with first-come-first-served order. One step:
 
@@ -14,7 +14,22 @@ The scheduler is that of vLLM v1 with first-come-first-served order. One step:
 
 Requests that arrive during a step wait for its end. Hardware is unknown here: times come from a :class:`StepTable`.
 
-The loop is compiled by numba at the first call, and the result is kept on disk.
+Plain decoding jumps. Between two events (a completion, a prefill chunk, a preemption, an arrival that can be admitted)
+the batch of n sequences does not change and every one gains a token a step, so k steps take
+
+.. math:: T(k) = k (b + s K) + s n k (k - 1) / 2
+
+with K cached tokens at their start. The jump goes to the nearest event: the least completion round of a heap; the first
+step at which the free KV blocks run out, from the number of sequences at each offset within a block; the first step
+that ends at or after the next arrival, the root of T(k) = d. Nothing is approximated: every event falls on the step on
+which stepping would find it, and times differ from stepping by the rounding of sums only. (An arrival that coincides
+with the end of a step to within that rounding is seen a step earlier or later.)
+
+With drafts no two steps are alike: what each sequence gains is drawn by its own name and round, so that draws depend
+neither on load nor on company. These steps are taken one by one, at the cost of one draw per sequence and step; total
+context and completions are exact there too. A draft-length schedule that is 0 at some batches is stepped throughout.
+
+The core is compiled by numba at the first call, and the result is kept on disk.
 """
 
 from __future__ import annotations
@@ -40,9 +55,20 @@ IntArray = NDArray[np.int64]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+# Functions that run each step are compiled into their caller, those that run once a request or less are called: handing
+# the state on costs more than a step, compiling everything in one piece takes three times as long. Nothing compiled
+# here makes or keeps an array, so that counting references to them (`_nrt`) would only cost time, most of it.
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
+
+
 def _compiled(function: _Function) -> _Function:
     """Compile with numba, keep the result on disk; typed, which the decorator itself is not."""
-    return cast(_Function, numba.njit(cache=True)(function))
+    return cast(_Function, numba.njit(cache=True, **_OPTIONS)(function))
+
+
+def _inlined(function: _Function) -> _Function:
+    """Compile into each caller."""
+    return cast(_Function, numba.njit(inline="always", **_OPTIONS)(function))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,7 +288,10 @@ def simulate(
     """
     arrival, prompt, output = _requests(workload)
     count = arrival.size
-    acceptance = np.ascontiguousarray(np.broadcast_to(np.asarray(alpha, dtype=np.float64), (count,)))
+    acceptance = np.array(alpha, dtype=np.float64, ndmin=1)
+    require(
+        acceptance.shape in ((1,), (count,)), "alpha", f"must be one number or one per request ({count}) [-]", alpha
+    )
     require(
         bool(np.all((acceptance >= 0) & (acceptance <= 1))),
         "alpha",
@@ -282,15 +311,6 @@ def simulate(
     names = np.arange(count, dtype=np.int64) if ids is None else np.ascontiguousarray(ids, dtype=np.int64)
     require(names.shape == (count,), "ids", f"must name each of the {count} requests", names.shape)
 
-    setting = _Setting(
-        limits.max_num_seqs,
-        limits.max_num_batched_tokens,
-        limits.block_size,
-        blocks,
-        int(workload.clients),
-        float(workload.think_time),
-        np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))),
-    )
     times = _Times(
         rows,
         table.draft_lengths,
@@ -300,13 +320,24 @@ def simulate(
         table.prefill_s,
         float(table.prefill_context_slope),
     )
-    state = _new_state(arrival, prompt, output, acceptance, names, limits.max_num_seqs)
+    longest = int(table.draft_lengths[rows].max())
+    setting = _Setting(
+        limits.max_num_seqs,
+        limits.max_num_batched_tokens,
+        limits.block_size,
+        blocks,
+        int(workload.clients),
+        float(workload.think_time),
+        np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))),
+        longest,
+    )
+    state = _new_state(_new_requests(arrival, prompt, output, acceptance, names), setting)
     _run(state, setting, times)
     return _records(state, workload, limits, blocks)
 
 
 def is_compiled() -> bool:
-    """Return whether a compiled engine lies on disk; if not, the first run compiles it (some ten seconds)."""
+    """Return whether a compiled engine lies on disk; if not, the first run compiles it (some fifteen seconds)."""
     folder = Path(os.environ.get("NUMBA_CACHE_DIR", Path(__file__).parent))
     return any(folder.rglob("engine._run-*.nbi"))
 
@@ -366,21 +397,37 @@ def _requests(workload: Workload) -> tuple[FloatArray, IntArray, IntArray]:
     return arrival, prompt, output
 
 
-def _new_state(
-    arrival: FloatArray, prompt: IntArray, output: IntArray, alpha: FloatArray, ids: IntArray, slots: int
-) -> _State:
+def _new_requests(
+    arrival: FloatArray, prompt: IntArray, output: IntArray, alpha: FloatArray, ids: IntArray
+) -> _Requests:
     count = arrival.size
-    request = np.zeros(count, dtype=_REQUEST)
-    for name, values in (("arrival", arrival), ("prompt", prompt), ("output", output), ("alpha", alpha), ("id", ids)):
-        request[name] = values
-    for name in ("admitted", "first_token", "completion"):
-        request[name] = np.nan
+    empty: dict[str, Any] = {name: np.full(count, np.nan) for name in ("admitted", "first_token", "completion")}
+    empty |= {name: np.zeros(count, dtype=np.int64) for name in ("rounds", "drafted", "accepted", "preemptions")}
+    return _Requests(
+        arrival=np.array(arrival),
+        prompt=np.array(prompt),
+        output=np.array(output),
+        alpha=alpha,
+        id=ids,
+        **empty,
+        service_s=np.zeros(count),
+        refused=np.zeros(count, dtype=np.bool_),
+        target=np.array(prompt),
+    )
+
+
+def _new_state(requests: _Requests, setting: _Setting) -> _State:
+    count, slots = requests.arrival.size, setting.slots
     return _State(
-        request,
-        running=np.zeros(slots, dtype=np.int64),
+        requests,
+        slot=np.zeros(slots, dtype=_SLOT),
+        free=np.arange(slots),
+        order=np.zeros(slots, dtype=np.int64),
         chunked=np.zeros(slots, dtype=np.int64),
+        heap=np.zeros(slots, dtype=np.int64),
+        offsets=np.zeros(setting.block, dtype=np.int64),
         waiting=np.zeros(count, dtype=np.int64),
-        pending=np.zeros(count, dtype=np.int64),
+        pending=np.zeros(count if setting.clients else 1, dtype=np.int64),
         counter=np.zeros(_COUNTERS, dtype=np.int64),
         clock=np.zeros(_CLOCKS),
         batch_s=np.zeros(slots + 1),
@@ -388,17 +435,17 @@ def _new_state(
 
 
 def _records(state: _State, workload: Workload, limits: Limits, blocks: int) -> Records:
-    assert int(state.counter[_DONE]) == state.request.size
+    assert int(state.counter[_DONE]) == state.request.arrival.size
     assert int(state.counter[_KV_PEAK]) <= blocks
-    per_request: dict[str, Any] = {name: np.ascontiguousarray(state.request[name]) for name in _PER_REQUEST}
+    assert not state.counter[[_RUNNING, _DECODING, _WAITING, _USED, _CONTEXT, _HEAPED]].any()
+    assert not state.offsets.any()
     return Records(
-        **per_request,
-        refused=state.request["refused"].astype(np.bool_),
+        **{name: getattr(state.request, name) for name in _PER_REQUEST},
         batch_s=state.batch_s,
         busy_s=float(state.batch_s.sum()),
         steps=int(state.counter[_STEPS]),
         end_s=float(state.clock[_NOW]),
-        emitted=int(state.request["emitted"].sum()),
+        emitted=int(state.counter[_EMITTED]),
         kv_peak_tokens=int(state.counter[_KV_PEAK]) * limits.block_size,
         kv_tokens=blocks * limits.block_size,
         clear_s=float(state.clock[_CLEAR]),
@@ -408,12 +455,12 @@ def _records(state: _State, workload: Workload, limits: Limits, blocks: int) -> 
 
 _PER_REQUEST = (
     *("arrival", "admitted", "first_token", "completion", "prompt", "output"),
-    *("rounds", "drafted", "accepted", "preemptions", "service_s"),
+    *("rounds", "drafted", "accepted", "preemptions", "service_s", "refused"),
 )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The compiled core
+# The compiled core: what it holds
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -425,6 +472,7 @@ class _Setting(NamedTuple):
     clients: int  # 0: open loop
     think: float  # [s]
     key: np.uint64  # of the acceptances
+    longest: int  # greatest draft length of the schedule; 0: plain decoding, which jumps
 
 
 class _Times(NamedTuple):
@@ -437,36 +485,70 @@ class _Times(NamedTuple):
     pair_s: float
 
 
+class _Requests(NamedTuple):
+    """The fields of Records, and what a request keeps while it waits."""
+
+    arrival: FloatArray
+    prompt: IntArray
+    output: IntArray
+    alpha: FloatArray  # one for all, or one each
+    id: IntArray
+    admitted: FloatArray
+    first_token: FloatArray
+    completion: FloatArray
+    rounds: IntArray
+    drafted: IntArray
+    accepted: IntArray
+    preemptions: IntArray
+    service_s: FloatArray
+    refused: NDArray[np.bool_]
+    target: IntArray  # tokens that must be in the KV cache before it decodes: its prompt and all it has emitted
+
+
 class _State(NamedTuple):
-    request: NDArray[np.void]  # one _REQUEST each
-    running: IntArray  # in order of admission; only the last one can be short of its target
-    chunked: IntArray  # requests with a chunk in this step
-    waiting: IntArray  # ring; preempted requests go to its head
-    pending: IntArray  # requests that are known but have not arrived, by arrival
+    request: _Requests
+    slot: NDArray[np.void]  # one _SLOT for each running sequence
+    free: IntArray  # slots; the first slots - running of them are free
+    order: IntArray  # slots in order of admission; those that decode stand at the front
+    chunked: IntArray  # slots with a prefill chunk in this step
+    heap: IntArray  # decoding slots by completion step; plain decoding only
+    offsets: IntArray  # decoding sequences whose KV blocks are full at steps of that remainder; plain decoding only
+    waiting: IntArray  # ring of requests; preempted ones go to its head
+    pending: IntArray  # closed loop: requests that are known but have not arrived, by arrival
     counter: IntArray
     clock: FloatArray
     batch_s: FloatArray
 
 
-# one request: the fields of Records, and its place in the engine
-_REQUEST = np.dtype(
-    [(name, np.float64) for name in ("arrival", "admitted", "first_token", "completion", "service_s", "alpha")]
-    + [
-        (name, np.int64)
-        for name in ("id", "prompt", "output", "rounds", "drafted", "accepted", "preemptions", "refused")
-    ]
-    + [
-        ("emitted", np.int64),  # tokens so far
-        ("computed", np.int64),  # tokens in the KV cache
-        ("target", np.int64),  # tokens that must be in the KV cache before it decodes
-        ("blocks", np.int64),  # KV blocks held
-        ("chunk", np.int64),  # prompt tokens computed in this step
+# A running sequence. Where it decodes, origin + steps so far = tokens in its KV cache, which rises by itself when a
+# round accepts nothing; likewise born + its rounds = steps so far.
+_SLOT = np.dtype(
+    [
+        ("request", np.int64),
+        ("turn", np.int64),  # of its admission among all
+        ("held", np.int64),  # tokens that its KV blocks take; of plain decoding only until it decodes
+        ("computed", np.int64),  # prefill: tokens in the KV cache
+        ("chunk", np.int64),  # prefill: tokens computed in this step
+        ("origin", np.int64),
+        ("start", np.int64),  # `origin` when it began to decode: it has risen by the drafts accepted since
+        ("born", np.int64),
+        ("goal", np.int64),  # tokens in the KV cache when the output is complete
+        ("drafted", np.int64),  # `_GAMMAS` when it began to decode
+        ("share", np.float64),  # `_SHARE` when it began to decode
+        ("log_alpha", np.float64),
+        ("name", np.uint64),  # of its draws
     ]
 )
 # places in `counter`
-_RUNNING, _HEAD, _WAITING, _NEXT, _KNOWN, _DONE, _USED, _KV_PEAK, _STEPS, _CHUNKED, _COUNTERS = range(11)
-# places in `clock`
-_NOW, _CLEAR, _CLOCKS = range(3)
+_RUNNING, _DECODING, _HEAPED, _HEAD, _WAITING, _NEXT, _KNOWN, _DONE = range(8)
+_USED, _KV_PEAK, _STEPS, _CHUNKED, _CONTEXT, _GAMMAS, _TURN, _EMITTED, _COUNTERS = range(8, 17)
+# places in `clock`; a sequence that decodes from one value of `_SHARE` to another has used their difference of time
+_NOW, _CLEAR, _SHARE, _CLOCKS = range(4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Draws, times, blocks
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @_compiled
@@ -478,25 +560,29 @@ def _mix(x: np.uint64) -> np.uint64:
     return np.uint64(x ^ (x >> np.uint64(31)))
 
 
-@_compiled
-def _uniform(key: np.uint64, request: int, turn: int) -> float:
-    """A number in (0, 1) that depends on nothing but its three names."""
-    bits = _mix(_mix(key ^ np.uint64(request)) ^ np.uint64(turn))
+@_inlined
+def _uniform(name: np.uint64, turn: int) -> float:
+    """A number in (0, 1) that depends on nothing but the name of a request and the number of its round."""
+    bits = _mix(name ^ np.uint64(turn))
     return (float(bits >> np.uint64(12)) + 0.5) / 4503599627370496.0  # 2^52: both ends stay open
 
 
-@_compiled
-def _accepted(alpha: float, gamma: int, u: float) -> int:
+@_inlined
+def _log_alpha(alpha: float) -> float:
+    """ln alpha, with stand-ins at 0 and 1 by which every finite ln u divides to 0 and beyond any draft length."""
+    if alpha <= 0.0:
+        return -np.inf
+    return -1e-300 if alpha >= 1.0 else math.log(alpha)
+
+
+@_inlined
+def _accepted(log_alpha: float, gamma: int, u: float) -> int:
     """Drafts accepted in a round: P(A >= k) = alpha^k for k <= gamma, by inverting that tail at u."""
-    if gamma == 0 or alpha <= 0.0:
-        return 0
-    if alpha >= 1.0:
-        return gamma
-    run = math.log(u) / math.log(alpha)
+    run = math.log(u) / log_alpha
     return gamma if run >= gamma else int(run)
 
 
-@_compiled
+@_inlined
 def _token_time(grid: FloatArray, token_s: FloatArray, tokens: float) -> float:
     """F by linear interpolation, its last slope kept beyond the grid."""
     high = int(np.searchsorted(grid, tokens))
@@ -505,227 +591,502 @@ def _token_time(grid: FloatArray, token_s: FloatArray, tokens: float) -> float:
     return float(token_s[high - 1] + share * (token_s[high] - token_s[high - 1]))
 
 
-@_compiled
+@_inlined
+def _decode_time(s: _State, t: _Times, n: int, steps: int) -> float:
+    """T(k) of n decoding sequences that gain a token a step [s]."""
+    row = t.row[n]
+    slope = t.slope[row, n]
+    first = t.base[row, n] + slope * s.counter[_CONTEXT]
+    return float(steps * first + slope * n * (0.5 * steps * (steps - 1)))
+
+
+@_inlined
 def _needed(tokens: int, block: int) -> int:
     return (tokens + block - 1) // block
 
 
+@_inlined
+def _cached(s: _State, j: int) -> int:
+    """Tokens in the KV cache of a decoding sequence."""
+    return int(s.slot[j].origin + s.counter[_STEPS])
+
+
+@_inlined
+def _blocks_held(s: _State, p: _Setting, j: int, decoding: bool) -> int:
+    if decoding and p.longest == 0:
+        return _needed(_cached(s, j), p.block)
+    return int(s.slot[j].held // p.block)
+
+
+@_inlined
+def _full_at(s: _State, p: _Setting, j: int) -> int:
+    """Remainder of the steps before which the KV blocks of a plainly decoding sequence are full."""
+    return int(-s.slot[j].origin % p.block)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The heap of completions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@_inlined
+def _before(s: _State, a: int, b: int) -> bool:
+    """Whether slot a completes before slot b; of one step, who was admitted first."""
+    left, right = s.slot[a].goal - s.slot[a].origin, s.slot[b].goal - s.slot[b].origin
+    return bool(left < right or (left == right and s.slot[a].turn < s.slot[b].turn))
+
+
+@_inlined
+def _rise(s: _State, place: int) -> None:
+    j = s.heap[place]
+    while place > 0 and _before(s, j, s.heap[(place - 1) // 2]):
+        s.heap[place] = s.heap[(place - 1) // 2]
+        place = (place - 1) // 2
+    s.heap[place] = j
+
+
+@_inlined
+def _push(s: _State, j: int) -> None:
+    s.heap[s.counter[_HEAPED]] = j
+    s.counter[_HEAPED] += 1
+    _rise(s, s.counter[_HEAPED] - 1)
+
+
+@_inlined
+def _remove(s: _State, place: int) -> None:
+    """Take out the slot at ``place`` of the heap: the last one sinks from there, or rises."""
+    s.counter[_HEAPED] -= 1
+    size = s.counter[_HEAPED]
+    if place == size:
+        return
+    j = s.heap[size]
+    child = 2 * place + 1
+    while child < size:
+        if child + 1 < size and _before(s, s.heap[child + 1], s.heap[child]):
+            child += 1
+        if not _before(s, s.heap[child], j):
+            break
+        s.heap[place] = s.heap[child]
+        place, child = child, 2 * child + 1
+    s.heap[place] = j
+    _rise(s, place)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Coming and going
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@_inlined
+def _pending(s: _State, p: _Setting, place: int) -> int:
+    """The request that arrives at that place; in an open loop they arrive in order."""
+    return int(s.pending[place]) if p.clients > 0 else place
+
+
 @_compiled
 def _send(s: _State, request: int, at: float) -> None:
-    """A request becomes known: it will arrive at ``at``; ties keep the order of sending."""
-    s.request[request].arrival = at
+    """A request of a closed loop becomes known: it will arrive at ``at``; ties keep the order of sending."""
+    s.request.arrival[request] = at
     place = s.counter[_KNOWN]
-    while place > s.counter[_NEXT] and s.request[s.pending[place - 1]].arrival > at:
+    while place > s.counter[_NEXT] and s.request.arrival[s.pending[place - 1]] > at:
         s.pending[place] = s.pending[place - 1]
         place -= 1
     s.pending[place] = request
     s.counter[_KNOWN] += 1
 
 
-@_compiled
+@_inlined
 def _finish(s: _State, p: _Setting, now: float) -> None:
     """A request is done with; in a closed loop its client sends the next one."""
     s.counter[_DONE] += 1
-    if p.clients > 0 and s.counter[_KNOWN] < s.request.size:
+    if p.clients > 0 and s.counter[_KNOWN] < s.request.arrival.size:
         _send(s, s.counter[_KNOWN], now + p.think)
 
 
 @_compiled
-def _arrive(s: _State, p: _Setting, gamma_max: int) -> None:
+def _arrive(s: _State, p: _Setting) -> None:
     """Requests that have arrived by now join the queue; those larger than the whole cache are refused."""
-    now = s.clock[_NOW]
-    while s.counter[_NEXT] < s.counter[_KNOWN] and s.request[s.pending[s.counter[_NEXT]]].arrival <= now:
-        i = s.pending[s.counter[_NEXT]]
+    r = s.request
+    while s.counter[_NEXT] < s.counter[_KNOWN]:
+        i = _pending(s, p, s.counter[_NEXT])
+        if r.arrival[i] > s.clock[_NOW]:
+            break
         s.counter[_NEXT] += 1
-        growth = s.request[i].output - 1 + gamma_max if s.request[i].output > 1 else 0
-        if _needed(s.request[i].prompt + growth, p.block) > p.blocks:
-            s.request[i].refused = 1
-            _finish(s, p, s.request[i].arrival)
+        growth = r.output[i] - 1 + p.longest if r.output[i] > 1 else 0
+        if _needed(r.prompt[i] + growth, p.block) > p.blocks:
+            r.refused[i] = True
+            _finish(s, p, r.arrival[i])
             continue
-        s.request[i].target = s.request[i].prompt
-        s.waiting[(s.counter[_HEAD] + s.counter[_WAITING]) % s.waiting.size] = i
+        place = s.counter[_HEAD] + s.counter[_WAITING]
+        s.waiting[place if place < s.waiting.size else place - s.waiting.size] = i
         s.counter[_WAITING] += 1
 
 
 @_compiled
-def _preempt_last(s: _State) -> None:
-    """Free the blocks of the request admitted last and put it at the head of the queue, to be computed again."""
+def _admit(s: _State, p: _Setting, i: int, blocks: int) -> int:
+    """Request i leaves the queue and gets a slot and blocks; return the slot."""
+    s.counter[_HEAD] = s.counter[_HEAD] + 1 if s.counter[_HEAD] + 1 < s.waiting.size else 0
+    s.counter[_WAITING] -= 1
+    j = s.free[p.slots - 1 - s.counter[_RUNNING]]
+    s.order[s.counter[_RUNNING]] = j
+    s.counter[_RUNNING] += 1
+    s.counter[_TURN] += 1
+    s.counter[_USED] += blocks
+    s.slot[j].request = i
+    s.slot[j].turn = s.counter[_TURN]
+    s.slot[j].held = blocks * p.block
+    s.slot[j].computed = 0
+    if s.request.preemptions[i] == 0:
+        s.request.admitted[i] = s.clock[_NOW]
+    return int(j)
+
+
+@_compiled
+def _join(s: _State, p: _Setting, j: int) -> None:
+    """The prefill of slot j is complete: it decodes from the next step on."""
+    i, steps = s.slot[j].request, s.counter[_STEPS]
+    r = s.request
+    s.slot[j].origin = r.target[i] - steps
+    s.slot[j].start = s.slot[j].origin
+    s.slot[j].goal = r.prompt[i] + r.output[i] - 1
+    s.slot[j].born = steps - r.rounds[i]
+    s.slot[j].drafted = s.counter[_GAMMAS]
+    s.slot[j].share = s.clock[_SHARE]
+    s.counter[_CONTEXT] += r.target[i]
+    s.counter[_DECODING] += 1
+    if p.longest == 0:
+        s.offsets[_full_at(s, p, j)] += 1
+        _push(s, j)
+    else:
+        s.slot[j].name = _mix(p.key ^ np.uint64(r.id[i]))
+        s.slot[j].log_alpha = _log_alpha(r.alpha[min(i, r.alpha.size - 1)])
+
+
+@_inlined
+def _leave(s: _State, p: _Setting, j: int) -> None:
+    """A decoding sequence leaves its slot, complete or preempted: book what it did."""
+    i = s.slot[j].request
+    r = s.request
+    r.rounds[i] = s.counter[_STEPS] - s.slot[j].born
+    r.drafted[i] += s.counter[_GAMMAS] - s.slot[j].drafted
+    r.accepted[i] += s.slot[j].origin - s.slot[j].start
+    r.service_s[i] += s.clock[_SHARE] - s.slot[j].share
+    s.counter[_CONTEXT] -= _cached(s, j)
+    s.counter[_DECODING] -= 1
+    if p.longest == 0:
+        s.offsets[_full_at(s, p, j)] -= 1
+
+
+@_inlined
+def _release(s: _State, p: _Setting, j: int) -> None:
+    """Give slot j back; it must have left ``order`` or stand last in it."""
     s.counter[_RUNNING] -= 1
-    i = s.running[s.counter[_RUNNING]]
-    s.counter[_USED] -= s.request[i].blocks
-    s.request[i].blocks = 0
-    s.request[i].computed = 0
-    s.request[i].target = s.request[i].prompt + s.request[i].emitted
-    s.request[i].preemptions += 1
+    s.free[p.slots - 1 - s.counter[_RUNNING]] = j
+
+
+@_compiled
+def _close_gap(s: _State, j: int) -> None:
+    """Take slot j out of ``order``, which ascends in turns."""
+    low, high = 0, s.counter[_RUNNING] - 1
+    while low < high:
+        middle = (low + high) // 2
+        if s.slot[s.order[middle]].turn < s.slot[j].turn:
+            low = middle + 1
+        else:
+            high = middle
+    for place in range(low, s.counter[_RUNNING] - 1):
+        s.order[place] = s.order[place + 1]
+
+
+@_compiled
+def _complete(s: _State, p: _Setting, j: int, decoding: bool) -> None:
+    """The request of slot j has all its output; ``order`` is the caller's business."""
+    i = s.slot[j].request
+    s.counter[_USED] -= _blocks_held(s, p, j, decoding)
+    if decoding:
+        _leave(s, p, j)
+    _release(s, p, j)
+    s.request.completion[i] = s.clock[_NOW]
+    s.counter[_EMITTED] += s.request.output[i]
+    _finish(s, p, s.clock[_NOW])
+
+
+@_compiled
+def _preempt_last(s: _State, p: _Setting) -> None:
+    """Free the blocks of the request admitted last and put it at the head of the queue, to be computed again."""
+    j = s.order[s.counter[_RUNNING] - 1]
+    i = s.slot[j].request
+    decoding = s.counter[_RUNNING] == s.counter[_DECODING]
+    s.counter[_USED] -= _blocks_held(s, p, j, decoding)
+    if decoding:
+        s.request.target[i] = _cached(s, j) + 1  # the token it would have fed next is emitted, not cached
+        if p.longest == 0:
+            place = 0
+            while s.heap[place] != j:
+                place += 1
+            _remove(s, place)
+        _leave(s, p, j)
+    _release(s, p, j)
+    s.request.preemptions[i] += 1
     s.counter[_HEAD] = (s.counter[_HEAD] - 1) % s.waiting.size
     s.waiting[s.counter[_HEAD]] = i
     s.counter[_WAITING] += 1
 
 
-@_compiled
-def _decoding(s: _State) -> int:
-    """Number of decoding sequences; they stand at the front of ``running``."""
-    count = s.counter[_RUNNING]
-    if count > 0 and s.request[s.running[count - 1]].computed < s.request[s.running[count - 1]].target:
-        count -= 1
-    return int(count)
+# ---------------------------------------------------------------------------------------------------------------------
+# One step, and many
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-@_compiled
-def _grow(s: _State, p: _Setting, t: _Times) -> bool:
-    """Reserve the blocks of this round, gamma look-ahead slots included; preempt until they fit. True: preempted."""
-    preempted = False
-    while True:
-        n = _decoding(s)
-        gamma = t.gamma[t.row[n]]
-        used = s.counter[_USED]
-        for place in range(n):
-            i = s.running[place]
-            used += max(0, _needed(s.request[i].computed + 1 + gamma, p.block) - s.request[i].blocks)
-        if used <= p.blocks:
-            break
-        _preempt_last(s)
-        preempted = True
+@_inlined
+def _growth(s: _State, p: _Setting, t: _Times) -> int:
+    """Blocks that this step must add, gamma look-ahead slots included."""
+    if p.longest == 0:
+        return int(s.offsets[s.counter[_STEPS] % p.block])
+    n = s.counter[_DECODING]
+    ahead = s.counter[_STEPS] + 1 + t.gamma[t.row[n]]
+    blocks = 0
     for place in range(n):
-        i = s.running[place]
-        s.request[i].blocks = max(s.request[i].blocks, _needed(s.request[i].computed + 1 + gamma, p.block))
-    s.counter[_USED] = used
+        j = s.order[place]
+        short = s.slot[j].origin + ahead - s.slot[j].held
+        if short > 0:
+            blocks += _needed(short, p.block)
+    return blocks
+
+
+@_compiled
+def _hold(s: _State, p: _Setting, t: _Times) -> None:
+    """Note the blocks of :func:`_growth` as held; plain decoding knows them without."""
+    n = s.counter[_DECODING]
+    ahead = s.counter[_STEPS] + 1 + t.gamma[t.row[n]]
+    for place in range(n):
+        j = s.order[place]
+        short = s.slot[j].origin + ahead - s.slot[j].held
+        if short > 0:
+            s.slot[j].held += _needed(short, p.block) * p.block
+
+
+@_inlined
+def _grow(s: _State, p: _Setting, t: _Times) -> bool:
+    """Reserve the blocks of this step; preempt until they fit. True: preempted."""
+    preempted = False
+    blocks = _growth(s, p, t)
+    while s.counter[_USED] + blocks > p.blocks:
+        _preempt_last(s, p)
+        preempted = True
+        blocks = _growth(s, p, t)
+    s.counter[_USED] += blocks
+    if p.longest > 0 and blocks > 0:
+        _hold(s, p, t)
     return preempted
 
 
-@_compiled
-def _take_chunk(s: _State, i: int, budget: int) -> int:
-    """Give request i up to ``budget`` tokens of prefill in this step; return what is left of the budget."""
-    s.request[i].chunk = min(budget, s.request[i].target - s.request[i].computed)
-    s.chunked[s.counter[_CHUNKED]] = i
+@_inlined
+def _take_chunk(s: _State, j: int, budget: int) -> int:
+    """Give slot j up to ``budget`` tokens of prefill in this step; return what is left of the budget."""
+    s.slot[j].chunk = min(budget, s.request.target[s.slot[j].request] - s.slot[j].computed)
+    s.chunked[s.counter[_CHUNKED]] = j
     s.counter[_CHUNKED] += 1
-    return int(budget - s.request[i].chunk)
+    return int(budget - s.slot[j].chunk)
 
 
-@_compiled
+@_inlined
 def _prefill(s: _State, p: _Setting, budget: int, admit: bool) -> None:
     """Spend the budget on the prefill under way, then on waiting requests in order."""
     s.counter[_CHUNKED] = 0
-    last = s.counter[_RUNNING] - 1
-    if last >= 0 and budget > 0 and s.request[s.running[last]].computed < s.request[s.running[last]].target:
-        budget = _take_chunk(s, s.running[last], budget)
+    if s.counter[_RUNNING] > s.counter[_DECODING] and budget > 0:
+        budget = _take_chunk(s, s.order[s.counter[_RUNNING] - 1], budget)
     while admit and budget > 0 and s.counter[_WAITING] > 0 and s.counter[_RUNNING] < p.slots:
         i = s.waiting[s.counter[_HEAD]]
-        need = _needed(s.request[i].target, p.block)
-        if s.counter[_USED] + need > p.blocks:
+        blocks = _needed(s.request.target[i], p.block)
+        if s.counter[_USED] + blocks > p.blocks:
             break
-        s.counter[_HEAD] = (s.counter[_HEAD] + 1) % s.waiting.size
-        s.counter[_WAITING] -= 1
-        s.running[s.counter[_RUNNING]] = i
-        s.counter[_RUNNING] += 1
-        s.counter[_USED] += need
-        s.request[i].blocks = need
-        if s.request[i].preemptions == 0:
-            s.request[i].admitted = s.clock[_NOW]
-        budget = _take_chunk(s, i, budget)
-    if s.counter[_USED] > s.counter[_KV_PEAK]:
-        s.counter[_KV_PEAK] = s.counter[_USED]
+        budget = _take_chunk(s, _admit(s, p, i, blocks), budget)
 
 
-@_compiled
-def _step_time(s: _State, t: _Times, n: int) -> float:
-    """Advance the clock by one step with n decoding sequences and share its time among those who took part."""
+@_inlined
+def _steps_that_fit(s: _State, p: _Setting, n: int, most: int) -> int:
+    """Steps, ``most`` at most, before the KV blocks run out; this one has its blocks already."""
+    free = p.blocks - s.counter[_USED]
+    if n * _needed(most - 1, p.block) <= free:
+        return most
+    later = (free // n) * p.block  # in `block` steps each of the n sequences takes one block
+    free -= (free // n) * n
+    while later < most - 1:
+        free -= s.offsets[(s.counter[_STEPS] + 1 + later) % p.block]
+        if free < 0:
+            break
+        later += 1
+    return int(min(later + 1, most))
+
+
+@_inlined
+def _steps_until(s: _State, t: _Times, n: int, most: int, at: float) -> int:
+    """The first step, ``most`` at most, that ends at or after ``at``: the root of T(k) = d, put right by T itself."""
+    now = s.clock[_NOW]
+    if now + _decode_time(s, t, n, most) <= at:
+        return most
     row = t.row[n]
-    cached = 0
-    for place in range(n):
-        cached += s.request[s.running[place]].computed
+    half = 0.5 * t.slope[row, n] * n
+    linear = t.base[row, n] + t.slope[row, n] * s.counter[_CONTEXT] - half  # above 0: every sequence has its prompt
+    root = 2.0 * (at - now) / (linear + math.sqrt(linear * linear + 4.0 * half * (at - now)))
+    steps = min(max(int(root), 1), most)
+    while steps > 1 and now + _decode_time(s, t, n, steps - 1) >= at:
+        steps -= 1
+    while steps < most and now + _decode_time(s, t, n, steps) < at:
+        steps += 1
+    return int(steps)
+
+
+@_inlined
+def _steps_to_event(s: _State, p: _Setting, t: _Times, n: int) -> int:
+    """Steps in which nothing changes but the context, for plain decoding without a prefill chunk."""
+    j = s.heap[0]
+    steps = _steps_that_fit(s, p, n, s.slot[j].goal - s.slot[j].origin - s.counter[_STEPS])
+    # who arrives behind others cannot be admitted before an event; but a closed loop answers a refusal at once
+    if s.counter[_NEXT] < s.counter[_KNOWN] and (s.counter[_WAITING] == 0 or p.clients > 0):
+        steps = _steps_until(s, t, n, steps, s.request.arrival[_pending(s, p, s.counter[_NEXT])])
+    return steps
+
+
+@_inlined
+def _reserve_ahead(s: _State, p: _Setting, n: int, steps: int) -> None:
+    """Count the blocks that ``steps`` more steps of plain decoding take."""
+    blocks = (steps // p.block) * n
+    for later in range(steps % p.block):
+        blocks += s.offsets[(s.counter[_STEPS] + 1 + later) % p.block]
+    s.counter[_USED] += blocks
+
+
+@_inlined
+def _prefill_time(s: _State, t: _Times, n: int) -> tuple[float, int]:
+    """What the chunks of this step add to its time [s], and their tokens."""
     tokens = 0
     pairs = 0.0
     for place in range(s.counter[_CHUNKED]):
-        i = s.chunked[place]
-        tokens += s.request[i].chunk
-        pairs += s.request[i].chunk * (s.request[i].computed + 0.5 * s.request[i].chunk)
-    decode = t.base[row, n] + t.slope[row, n] * cached
-    prefill = 0.0
+        j = s.chunked[place]
+        tokens += s.slot[j].chunk
+        pairs += s.slot[j].chunk * (s.slot[j].computed + 0.5 * s.slot[j].chunk)
+    if tokens == 0:
+        return 0.0, 0
+    before = float(n * (t.gamma[t.row[n]] + 1))
+    added = _token_time(t.grid, t.token_s, before + tokens) - _token_time(t.grid, t.token_s, before)
+    return added + t.pair_s * pairs, tokens
+
+
+@_inlined
+def _pass_time(s: _State, t: _Times, n: int, steps: int) -> None:
+    """Advance the clock and share the time among those who took part."""
+    decode = _decode_time(s, t, n, steps)
+    prefill, tokens = _prefill_time(s, t, n)
     if tokens > 0:
-        before = float(n * (t.gamma[row] + 1))
-        prefill = (
-            _token_time(t.grid, t.token_s, before + tokens) - _token_time(t.grid, t.token_s, before) + t.pair_s * pairs
-        )
         share = (prefill if n > 0 else prefill + decode) / tokens
         for place in range(s.counter[_CHUNKED]):
-            i = s.chunked[place]
-            s.request[i].service_s += share * s.request[i].chunk
-    for place in range(n):
-        s.request[s.running[place]].service_s += decode / n
+            j = s.chunked[place]
+            s.request.service_s[s.slot[j].request] += share * s.slot[j].chunk
+    s.clock[_SHARE] = s.clock[_SHARE] + decode / n if n > 0 else 0.0  # from 0 when nobody holds a value: no rounding
     s.batch_s[n] += decode + prefill
-    return float(decode + prefill)
+    s.clock[_NOW] += decode + prefill
 
 
-@_compiled
-def _emit(s: _State, p: _Setting, i: int, tokens: int, now: float) -> bool:
-    """Request i emits up to ``tokens`` tokens; True when it is complete."""
-    if s.request[i].emitted == 0:
-        s.request[i].first_token = now
-    s.request[i].emitted = min(s.request[i].output, s.request[i].emitted + tokens)
-    if s.request[i].emitted < s.request[i].output:
-        return False
-    s.request[i].completion = now
-    s.counter[_USED] -= s.request[i].blocks
-    s.request[i].blocks = 0
-    _finish(s, p, now)
-    return True
+@_inlined
+def _complete_due(s: _State, p: _Setting) -> None:
+    """Plain decoding: those whose completion step this is leave."""
+    while s.counter[_HEAPED] > 0:
+        j = s.heap[0]
+        if _cached(s, j) < s.slot[j].goal:
+            break
+        _remove(s, 0)
+        _close_gap(s, j)
+        _complete(s, p, j, True)
 
 
-@_compiled
-def _progress(s: _State, p: _Setting, t: _Times, n: int) -> None:
-    """Let every sequence of the step advance at its end; the complete ones leave."""
-    now = s.clock[_NOW]
-    gamma = t.gamma[t.row[n]]
-    kept = 0
-    for place in range(s.counter[_RUNNING]):
-        i = s.running[place]
-        complete = False
-        if place < n:
-            hits = _accepted(s.request[i].alpha, gamma, _uniform(p.key, s.request[i].id, s.request[i].rounds))
-            s.request[i].rounds += 1
-            s.request[i].drafted += gamma
-            s.request[i].accepted += hits
-            s.request[i].computed += hits + 1
-            complete = _emit(s, p, i, hits + 1, now)
-        elif s.request[i].chunk > 0:
-            s.request[i].computed += s.request[i].chunk
-            s.request[i].chunk = 0
-            if s.request[i].computed == s.request[i].target:
-                complete = _emit(s, p, i, 1, now)
-        if not complete:
-            s.running[kept] = i
+@_inlined
+def _draw(s: _State, p: _Setting, n: int, gamma: int) -> None:
+    """Every decoding sequence gains the drafts it accepts in this step; the complete ones leave."""
+    steps, kept = s.counter[_STEPS], 0
+    running = s.counter[_RUNNING]
+    for place in range(n):
+        j = s.order[place]
+        if gamma > 0:
+            gain = _accepted(s.slot[j].log_alpha, gamma, _uniform(s.slot[j].name, steps - 1 - s.slot[j].born))
+            s.slot[j].origin += gain
+            s.counter[_CONTEXT] += gain
+        if s.slot[j].origin + steps >= s.slot[j].goal:
+            _complete(s, p, j, True)
+        else:
+            s.order[kept] = j
             kept += 1
-    s.counter[_RUNNING] = kept
+    if kept < n:
+        for place in range(n, running):
+            s.order[kept + place - n] = s.order[place]
 
 
-@_compiled
+@_inlined
+def _end_chunks(s: _State, p: _Setting) -> None:
+    """Complete prefills emit a token, then decode or are done."""
+    r = s.request
+    for place in range(s.counter[_CHUNKED]):
+        j = s.chunked[place]
+        i = s.slot[j].request
+        s.slot[j].computed += s.slot[j].chunk
+        if s.slot[j].computed < r.target[i]:
+            break  # the budget ended here
+        if r.target[i] == r.prompt[i]:
+            r.first_token[i] = s.clock[_NOW]
+        if r.target[i] >= r.prompt[i] + r.output[i] - 1:
+            _close_gap(s, j)
+            _complete(s, p, j, False)
+        else:
+            _join(s, p, j)
+
+
+@_inlined
+def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
+    """Let ``steps`` steps of n decoding sequences pass, the chunks of a single one included."""
+    gamma = t.gamma[t.row[n]]
+    if s.counter[_WAITING] == 0 and s.counter[_NEXT] < s.request.arrival.size:
+        s.clock[_CLEAR] = s.clock[_NOW] + _decode_time(s, t, n, steps - 1)
+    if steps > 1:
+        _reserve_ahead(s, p, n, steps - 1)
+    s.counter[_KV_PEAK] = max(s.counter[_KV_PEAK], s.counter[_USED])
+    _pass_time(s, t, n, steps)
+    s.counter[_STEPS] += steps
+    s.counter[_CONTEXT] += n * steps
+    s.counter[_GAMMAS] += gamma * steps
+    if p.longest == 0:
+        _complete_due(s, p)
+    else:
+        _draw(s, p, n, gamma)
+    _end_chunks(s, p)
+
+
+@_inlined
 def _step(s: _State, p: _Setting, t: _Times) -> None:
+    """One step, or as many as pass before something happens."""
     preempted = _grow(s, p, t)
-    n = _decoding(s)
+    n = s.counter[_DECODING]
     _prefill(s, p, p.budget - n * (t.gamma[t.row[n]] + 1), not preempted)
-    if s.counter[_WAITING] == 0 and s.counter[_NEXT] < s.request.size:
-        s.clock[_CLEAR] = s.clock[_NOW]
     if n == 0 and s.counter[_CHUNKED] == 0:  # not `assert`, which test runners rewrite and numba then refuses
         raise RuntimeError("a step in which nobody advances: the scheduler is wrong")
-    s.clock[_NOW] += _step_time(s, t, n)
-    s.counter[_STEPS] += 1
-    _progress(s, p, t, n)
+    steps = 1
+    if p.longest == 0 and s.counter[_CHUNKED] == 0 and not preempted:  # after a preemption the next step may admit
+        steps = _steps_to_event(s, p, t, n)
+    _advance(s, p, t, n, steps)
 
 
 @_compiled
 def _run(s: _State, p: _Setting, t: _Times) -> None:
-    count = s.request.size
-    gamma_max = 0
-    for n in range(p.slots + 1):
-        gamma_max = max(gamma_max, t.gamma[t.row[n]])
-    for i in range(count if p.clients == 0 else min(p.clients, count)):
-        _send(s, i, s.request[i].arrival)
+    count = s.request.arrival.size
+    if p.clients == 0:
+        s.counter[_KNOWN] = count
+    for i in range(min(p.clients, count)):
+        _send(s, i, s.request.arrival[i])
     s.clock[_CLEAR] = -np.inf
     while s.counter[_DONE] < count:
         if s.counter[_RUNNING] == 0 and s.counter[_WAITING] == 0:
-            s.clock[_NOW] = max(s.clock[_NOW], s.request[s.pending[s.counter[_NEXT]]].arrival)
+            s.clock[_NOW] = max(s.clock[_NOW], s.request.arrival[_pending(s, p, s.counter[_NEXT])])
             s.clock[_CLEAR] = s.clock[_NOW]
-        _arrive(s, p, gamma_max)
+        _arrive(s, p)
         if s.counter[_RUNNING] > 0 or s.counter[_WAITING] > 0:
             _step(s, p, t)

@@ -1,0 +1,163 @@
+"""The compiled engine, which jumps, against the reference engine, which steps: same events, same times, same draws."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+
+from simulator.engine import Records, StepTable, simulate
+from simulator.workload import Workload
+from theory.specs import Limits
+
+
+def load() -> ModuleType:
+    path = Path(__file__).with_name("reference_engine.py")
+    spec = importlib.util.spec_from_file_location("reference_engine", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = load().reference
+
+GAMMAS = (0, 2, 4)
+PLENTY = 10**7  # KV capacity that never binds [tokens]
+TIE = 1e-9  # an arrival nearer to the end of a step than this may be seen a step apart: sums are rounded [s]
+TIMES = ("arrival", "admitted", "first_token", "completion", "service_s", "batch_s", "busy_s", "end_s")
+COUNTS = ("rounds", "drafted", "accepted", "preemptions", "refused", "steps", "emitted", "kv_peak_tokens", "kv_tokens")
+
+
+def table(slots: int, slope: float = 1.37e-5) -> StepTable:
+    """A steep slope over the context, so that a wrong sum of contexts shows."""
+    n = np.arange(slots + 1)
+    base = np.array([0.02 * (1 + 0.1 * g) + 2.1e-4 * n * (1 + g) for g in GAMMAS])
+    base[:, 0] = 0.0013
+    grid, times = np.array([0.0, 7.0, 1e4]), np.array([0.0, 5e-4, 1.0])
+    return StepTable(np.array(GAMMAS), base, np.full(base.shape, slope), grid, times, 1.1e-8)
+
+
+def check_same(run: Records, expected: Records) -> None:
+    for name in TIMES:
+        np.testing.assert_allclose(getattr(run, name), getattr(expected, name), rtol=1e-9, atol=1e-9, err_msg=name)
+    for name in COUNTS:
+        np.testing.assert_array_equal(getattr(run, name), getattr(expected, name), err_msg=name)
+    assert run.clear_s == pytest.approx(expected.clear_s, rel=1e-9, abs=1e-9)
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, lengths: tuple[int, int] = (90, 60)) -> tuple[Workload, Limits, int]:
+    """Few requests, small limits, KV caches from one block to plenty, open and closed loops."""
+    count = draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    gap = draw(st.sampled_from([0.0, 0.03, 0.2, 1.0]))
+    clients = draw(st.sampled_from([0, 0, 1, 3, 9]))
+    think = draw(st.sampled_from([0.0, 0.0717])) if clients else 0.0
+    work = Workload(
+        np.cumsum(rng.exponential(gap, count)) if gap else np.zeros(count),
+        rng.integers(1, draw(st.integers(1, lengths[0])) + 1, count),
+        rng.integers(1, draw(st.integers(1, lengths[1])) + 1, count),
+        clients=clients,
+        think_time=think,
+    )
+    slots, block = draw(st.integers(1, 8)), draw(st.sampled_from([1, 3, 4, 16]))
+    budget = draw(st.integers(5 * slots, 120))
+    longest = int((work.prompt + work.output).max()) + max(GAMMAS)
+    kv = draw(st.one_of(st.integers(longest, 3 * longest), st.integers(0, longest), st.just(PLENTY)))
+    return work, Limits(max_num_seqs=slots, max_num_batched_tokens=budget, block_size=block), kv + block
+
+
+@settings(deadline=None, max_examples=300)
+@given(scenario=scenarios())
+def test_plain_decoding_is_the_same_to_rounding(scenario: tuple[Workload, Limits, int]) -> None:
+    work, limits, kv = scenario
+    steps = table(limits.max_num_seqs)
+    expected, closest = reference(work, steps, limits, kv)
+    assume(closest > TIE)
+    check_same(simulate(work, steps, limits, kv), expected)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    scenario=scenarios(),
+    schedule=st.one_of(st.sampled_from([2, 4]), st.lists(st.sampled_from(GAMMAS), min_size=9, max_size=9)),
+    alpha=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    seed=st.integers(-5, 2**64),
+)
+def test_speculation_has_the_same_draws(
+    scenario: tuple[Workload, Limits, int], schedule: int | list[int], alpha: float, seed: int
+) -> None:
+    work, limits, kv = scenario
+    steps = table(limits.max_num_seqs)
+    expected, closest = reference(work, steps, limits, kv, schedule, alpha, seed)
+    assume(closest > TIE)
+    check_same(simulate(work, steps, limits, kv, schedule, alpha, seed), expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(rate=st.floats(0.1, 3.0), seed=st.integers(0, 10**6), slope=st.sampled_from([0.0, 1e-7, 1e-4]))
+def test_an_arrival_is_seen_at_the_step_on_which_stepping_sees_it(rate: float, seed: int, slope: float) -> None:
+    """Long jumps, ended by arrivals: thousands of steps, of which the arrival falls on one."""
+    rng = np.random.default_rng(seed)
+    work = Workload(np.cumsum(rng.exponential(1 / rate, 12)), rng.integers(1, 3000, 12), rng.integers(1, 900, 12))
+    steps, limits = table(16, slope), Limits(max_num_seqs=16)
+    expected, closest = reference(work, steps, limits, PLENTY)
+    assume(closest > TIE)
+    run = simulate(work, steps, limits, PLENTY)
+    check_same(run, expected)
+    other = simulate(Workload(work.arrival + 0.05, work.prompt, work.output), steps, limits, PLENTY)
+    assert not np.allclose(other.completion, expected.completion, rtol=1e-9, atol=1e-9)  # negative control
+
+
+def test_scenarios_reach_preemption_chunks_and_refusals() -> None:
+    """What the comparison is worth: its scenarios do meet the cases it is about."""
+    seen = {"preempted": 0, "chunked": 0, "refused": 0, "jumped": 0}
+
+    @settings(deadline=None, max_examples=100, database=None, derandomize=True)
+    @given(scenario=scenarios())
+    def look(scenario: tuple[Workload, Limits, int]) -> None:
+        work, limits, kv = scenario
+        run = simulate(work, table(limits.max_num_seqs), limits, kv)
+        seen["preempted"] += int(run.preemptions.sum())
+        seen["chunked"] += int((work.prompt > limits.max_num_batched_tokens).sum())
+        seen["refused"] += int(run.refused.sum())
+        seen["jumped"] += int(run.steps > 4 * work.requests)
+
+    look()
+    assert min(seen.values()) >= 20, seen
+
+
+def test_times_under_speculation_have_the_same_law() -> None:
+    """Other seeds in the two engines: Kolmogorov-Smirnov on the time of a burst, and a control that must be seen."""
+    work = Workload([0.0, 0.1, 0.15], [20, 30, 40], [60, 40, 50])
+    steps, limits = table(4), Limits(max_num_seqs=4, max_num_batched_tokens=40, block_size=4)
+
+    def ends(seeds: range, alpha: float) -> np.ndarray:
+        return np.array([simulate(work, steps, limits, 200, 4, alpha, seed).end_s for seed in seeds])
+
+    expected = np.array([reference(work, steps, limits, 200, 4, 0.7, seed)[0].end_s for seed in range(400)])
+    assert ks_2samp(ends(range(1000, 2000), 0.7), expected).pvalue > 0.01
+    assert ks_2samp(ends(range(1000, 2000), 0.6), expected).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("gamma", [0, 4])
+def test_long_runs_lose_no_digits(gamma: int) -> None:
+    """A thousand requests, tight KV: no drift between sums over jumps and sums over steps."""
+    rng = np.random.default_rng(3)
+    work = Workload(np.cumsum(rng.exponential(0.45, 1000)), rng.integers(1, 400, 1000), rng.integers(1, 200, 1000))
+    steps, limits = table(16, 1e-6), Limits(max_num_seqs=16, max_num_batched_tokens=128)
+    run = simulate(work, steps, limits, 900, gamma, 0.7)
+    expected, closest = reference(work, steps, limits, 900, gamma, 0.7)
+    assert closest > TIE
+    assert run.preemptions.sum() > 100
+    check_same(run, expected)
