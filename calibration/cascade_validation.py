@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 
 FOLDS = 5
 INNER_FOLDS = 3  # inside the training folds, for the choice of a recipe
-LAMBDAS = np.logspace(-2.5, 3.5, 60)  # prices tried, in calls of the top tier per correct answer [-]
+LAMBDAS = np.logspace(-2.5, 3.5, 120)  # prices tried, in calls of the top tier per correct answer [-]
 THRESHOLDS = 61  # per pair of tiers: quantiles of the training confidences
 RESAMPLES = 400  # bootstrap resamples of the prompts
 TOLERANCE = 1e-5  # of the frontier [-]
@@ -86,7 +86,11 @@ def validate_cascade(csv: Path, tiers: Sequence[str] | None = None, *, seed: int
     -------
     dict
         ``by_group``: for each data set and chain ``name``, ``n``, ``tiers``, ``signal``, ``cost_unit``; ``area`` and
-        ``area_interval`` {policy, pairwise, singles, oracle}; ``area_chosen_in_training`` {policy, pairwise};
+        ``area_interval`` {policy, pairwise, singles, oracle}: the policy of each lambda is chosen on the training folds
+        among dynamic programmes and pairwise thresholds, the pairwise envelope is the hull over all thresholds with
+        the test prompts in hindsight; ``area_chosen_in_training`` {policy, dynamic_programme, pairwise} chooses for
+        both sides without hindsight, ``area_in_hindsight`` {policy, dynamic_programme, pairwise} for both with it
+        (there the policy contains the thresholds and cannot be worse);
         ``ece`` (all tiers pooled), ``ece_raw``, ``ece_by_tier``; ``predicted_cost``, ``realised_cost``,
         ``predicted_quality``, ``realised_quality`` of the plan that reaches 95 % of the gap to the top tier, with
         ``realised_cost_interval`` and ``realised_quality_interval``; ``plans``: the same at other shares;
@@ -110,14 +114,13 @@ def validate_group(samples: Samples, rng: np.random.Generator) -> dict[str, Any]
     found = out_of_fold(samples, fold, rng)
     weights = np.vstack([np.full(n, 1.0 / n), rng.multinomial(n, np.full(n, 1.0 / n), size=RESAMPLES) / n])
     curves = {
-        "policy": found.policies,
+        "policy": found.chosen.join(found.pairwise_chosen).join(singles(samples)),
         "pairwise": found.pairwise.join(singles(samples)),
         "singles": singles(samples),
         "oracle": all_knowing(samples),
     }
     areas = {name: np.array([normalised_area(c, samples, w) for w in weights]) for name, c in curves.items()}
-    uniform = weights[0]
-    plans = [found.plan(i, share, samples, weights) for i, share in enumerate(PLANS)]
+    plans = [found.plan(i, share, weights) for i, share in enumerate(PLANS)]
     return {
         "name": samples.name,
         "n": n,
@@ -126,10 +129,10 @@ def validate_group(samples: Samples, rng: np.random.Generator) -> dict[str, Any]
         "cost_unit": samples.unit,
         "area": {name: _finite(a[0]) for name, a in areas.items()},
         "area_interval": {name: _interval(a[1:]) for name, a in areas.items()},
-        "area_chosen_in_training": {
-            "policy": _finite(normalised_area(found.chosen, samples, uniform)),
-            "pairwise": _finite(normalised_area(found.pairwise_chosen, samples, uniform)),
-        },
+        "area_chosen_in_training": _areas(
+            samples, curves["policy"], found.chosen, found.pairwise_chosen.join(singles(samples))
+        ),
+        "area_in_hindsight": _areas(samples, found.chosen.join(curves["pairwise"]), found.policies, curves["pairwise"]),
         **_calibration(samples, fold, rng),
         **{key: plans[-1][key] for key in ("predicted_cost", "realised_cost", "predicted_quality", "realised_quality")},
         "realised_cost_interval": plans[-1]["realised_cost_interval"],
@@ -156,7 +159,7 @@ class OutOfFold:
     planned: Candidates  # plans for the shares of the quality gap, mixtures in expectation
     predicted: Array  # (plans, 2) cost and quality expected from the training folds
 
-    def plan(self, i: int, share: float, samples: Samples, weights: Array) -> dict[str, Any]:
+    def plan(self, i: int, share: float, weights: Array) -> dict[str, Any]:
         """Return predicted and realised of plan i; the first row of ``weights`` is the sample itself."""
         cost, quality = self.planned.cost[i] @ weights.T, self.planned.quality[i] @ weights.T
         return {
@@ -193,7 +196,7 @@ def out_of_fold(samples: Samples, fold: NDArray[np.intp], rng: np.random.Generat
         )
         for table, part in zip(tables, parts, strict=True):
             table.cost[:, test], table.quality[:, test] = part.cost, part.quality
-    return OutOfFold(*tables, predicted=predicted)
+    return OutOfFold(tables[0], tables[1], tables[2], tables[3], tables[4], predicted)
 
 
 class _Fitted:
@@ -202,7 +205,7 @@ class _Fitted:
     def __init__(self, samples: Samples, train: NDArray[np.intp], recipe: Recipe) -> None:
         self.samples, self.price = samples, samples.cost[train].mean(axis=0)
         K = len(samples.tiers)
-        cuts = [level_cuts(samples.score[train, k], recipe.levels) for k in range(K)]
+        cuts = [level_cuts(samples.score[train, k], recipe.levels, samples.correct[train, k]) for k in range(K)]
         self.level = np.stack([to_levels(samples.score[:, k], cuts[k]) for k in range(K)], axis=1)
         model = fit_score_model(samples.score[train], samples.correct[train], recipe.degree)
         quality = model(samples.score[train])
@@ -369,6 +372,12 @@ def _calibration(samples: Samples, fold: NDArray[np.intp], rng: np.random.Genera
     by_tier = [calibration_error(p[:, k], samples.correct[:, k]) for k in range(len(samples.tiers))]
     raw = calibration_error(samples.score, samples.correct) if samples.signal == "confidence" else None
     return {"ece": calibration_error(p, samples.correct), "ece_raw": raw, "ece_by_tier": by_tier}
+
+
+def _areas(samples: Samples, policy: Candidates, programme: Candidates, pairwise: Candidates) -> dict[str, Any]:
+    uniform = np.full(len(samples.correct), 1.0 / len(samples.correct))
+    named = {"policy": policy, "dynamic_programme": programme, "pairwise": pairwise}
+    return {name: _finite(normalised_area(c, samples, uniform)) for name, c in named.items()}
 
 
 def _finite(value: float) -> float | None:

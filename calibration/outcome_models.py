@@ -96,9 +96,10 @@ def fit_calibrator(score: ArrayLike, correct: ArrayLike, method: Method) -> Cali
     if method == "isotonic":
         knots, at = np.unique(s, return_inverse=True)
         count = np.bincount(at).astype(np.float64)
-        # one prompt at the mean keeps the ends away from 0 and 1, where a single surprise costs an infinite log loss
-        mean = (np.bincount(at, y) + y.mean()) / (count + 1)
-        return Calibrator(method, knots, np.asarray(isotonic_regression(mean, weights=count).x))
+        fit = isotonic_regression(np.bincount(at, y) / count, weights=count)
+        # half a surprise in the outer blocks: at 0 or 1 a single one would cost an infinite log loss
+        low, high = (1 / (2 * w + 2) for w in (fit.weights[0], fit.weights[-1]))
+        return Calibrator(method, knots, np.clip(fit.x, low, 1 - high))
     x = _features(s, method)
 
     def loss(w: Array) -> tuple[float, Array]:
@@ -129,7 +130,7 @@ def best_calibrator(score: ArrayLike, correct: ArrayLike, rng: np.random.Generat
 def fold_of(n: int, folds: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """Return the fold of each of n prompts, sizes as equal as can be, (n,)."""
     require(2 <= folds <= n, "folds", f"must be an integer in 2..{n}, the number of prompts", folds)
-    return rng.permutation(np.arange(n) % folds)
+    return np.asarray(rng.permutation(np.arange(n) % folds), dtype=np.intp)
 
 
 def log_loss(probability: Array, correct: Array) -> float:
@@ -161,17 +162,33 @@ def calibration_error(probability: ArrayLike, correct: ArrayLike, bins: int = 10
 # ---------------------------------------------------------------- levels
 
 
-def level_cuts(score: ArrayLike, levels: int) -> Array:
-    """Return the cuts that make levels of about equal share, at most levels - 1 (fewer where scores are tied)."""
+def level_cuts(score: ArrayLike, levels: int, correct: ArrayLike | None = None) -> Array:
+    """Return the cuts that make levels of about equal share, at most levels - 1 (fewer where scores are tied).
+
+    With ``correct`` the share is half that of all prompts and half that of the wrong ones: where a tier is mostly
+    right, what matters is decided among its few low scores, and they get finer levels.
+
+    Examples
+    --------
+    >>> level_cuts([1, 2, 3, 4, 5, 6, 7, 8], 4).tolist()
+    [3.0, 5.0, 7.0]
+    >>> level_cuts([1, 2, 3, 4, 5, 6, 7, 8], 4, [0, 0, 1, 1, 1, 1, 1, 1]).tolist()
+    [2.0, 3.0, 5.0]
+    """
     s = np.asarray(score, dtype=np.float64)
     require(levels >= 1, "levels", "must be at least 1 [-]", levels)
-    cuts = np.unique(np.quantile(s, np.arange(1, levels) / levels, method="higher"))
+    wrong = np.zeros(len(s)) if correct is None else 1.0 - np.asarray(correct, dtype=np.float64)
+    weight = 1.0 / len(s) + wrong / max(wrong.sum(), 1.0)
+    order = np.argsort(s, kind="stable")
+    below = (np.cumsum(weight[order]) - weight[order]) / weight.sum()
+    first = np.searchsorted(below, np.arange(1, levels) / levels - 1e-12)
+    cuts = np.unique(s[order][np.minimum(first, len(s) - 1)])
     return np.asarray(cuts[cuts > s.min()])
 
 
 def to_levels(score: ArrayLike, cuts: Array) -> Levels:
     """Return the level of each score: how many cuts it reaches."""
-    return np.searchsorted(cuts, np.asarray(score, dtype=np.float64), side="right").astype(np.intp)
+    return np.asarray(np.searchsorted(cuts, np.asarray(score, dtype=np.float64), side="right"), dtype=np.intp)
 
 
 # ---------------------------------------------------------------- latent classes
@@ -245,9 +262,11 @@ def latent_classes(
     require(c.ndim == 2 and c.size > 0, "correct", "must have shape (prompts, tiers)", c.shape)
     require(lv.shape == c.shape, "level", f"must have shape {c.shape}", lv.shape)
     require(bool(np.isin(c, (0, 1)).all()), "correct", "must hold 0 and 1 [-]", np.unique(c)[:4].tolist())
-    require(0 <= lv.min() and lv.max() < levels, "level", f"must lie in 0..{levels - 1}", (int(lv.min()), int(lv.max())))
+    require(
+        lv.min() >= 0 and lv.max() < levels, "level", f"must lie in 0..{levels - 1}", (int(lv.min()), int(lv.max()))
+    )
     require(classes >= 1, "classes", "must be at least 1 [-]", classes)
-    n, K = c.shape
+    n = len(c)
     seen = _one_hot(c, lv, levels)
     prior = _marginal(seen)
     if classes == 1:
@@ -268,7 +287,7 @@ def latent_classes(
 def _one_hot(correct: NDArray[np.generic], level: NDArray[np.generic], levels: int) -> Array:
     """Return which (right, level) each tier showed, (n, K, 2, L)."""
     code = correct.astype(np.intp) * levels + level.astype(np.intp)
-    return (code[:, :, None] == np.arange(2 * levels)).astype(np.float64).reshape(*code.shape, 2, levels)
+    return np.asarray((code[:, :, None] == np.arange(2 * levels)).astype(np.float64).reshape(*code.shape, 2, levels))
 
 
 def _marginal(seen: Array) -> Array:
@@ -315,7 +334,6 @@ def choose_classes(
         ]
         score[z] = float(np.mean(held))
     return max(score, key=lambda z: score[z]), score
-
 
 
 # ---------------------------------------------------------------- table regressed on all scores
@@ -400,11 +418,11 @@ def smoothed_outcomes(
 ) -> Outcomes:
     r"""Return the table with one row per prompt: regressed quality, and levels smeared over their neighbours.
 
-    .. math:: P(l \mid \text{prompt}, k) \propto m_l\, e^{-L^2 (u_l - u_{l_k})^2 / 2 w^2}
+    .. math:: P(l \mid \text{prompt}, k) \propto m_l\, e^{-(l - l_k)^2 / 2 w^2}
 
-    m is the share of prompts at a level, u the middle of its ranks: where scores are tied a level is large, and little
-    of it is smeared over the small ones beside it. A raw table of prompts promises too much: with one prompt in a cell, the tier that happened to be right there looks
-    certain. Regressed quality removes the chance of the outcome, smearing that of the cell.
+    m is the share of prompts at a level: where scores are tied a level is large, and little of it is smeared over the
+    small ones beside it. A raw table of prompts promises too much: with one prompt in a cell, the tier that happened to
+    be right there looks certain. Regressed quality removes the chance of the outcome, smearing that of the cell.
 
     Parameters
     ----------
@@ -414,7 +432,7 @@ def smoothed_outcomes(
         Level each tier showed.
     levels : int
     width : float
-        Standard deviation of the smearing, above 0 [levels of equal share].
+        Standard deviation of the smearing, above 0 [levels].
 
     Raises
     ------
@@ -437,6 +455,6 @@ def smoothed_outcomes(
 def _smeared(level: Levels, levels: int, width: float) -> Array:
     """Return P(level l' is shown | prompt of level l), (L, L); levels nobody shows stay at 0."""
     share = np.bincount(level, minlength=levels) / len(level)
-    middle = levels * (np.cumsum(share) - share / 2)
-    kernel = share * np.exp(-0.5 * ((middle[:, None] - middle) / width) ** 2)
+    at = np.arange(levels)
+    kernel = share * np.exp(-0.5 * ((at[:, None] - at) / width) ** 2)
     return np.asarray(kernel / np.maximum(kernel.sum(axis=1, keepdims=True), np.finfo(float).tiny))
