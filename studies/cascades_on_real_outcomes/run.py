@@ -116,8 +116,8 @@ def readme(result: dict[str, Any]) -> str:
     for name, g in result["by_group"].items():
         a, i, c, h = g["area"], g["area_interval"], g["area_chosen_in_training"], g["area_in_hindsight"]
         areas.append(
-            f"| {name} | {g['n']} | {a['policy']:.3f} [{i['policy'][0]:.2f}, {i['policy'][1]:.2f}] | {a['pairwise']:.3f} | "
-            f"{a['singles']:.3f} | {a['oracle']:.3f} | {c['dynamic_programme']:.3f} | {c['pairwise']:.3f} | "
+            f"| {name} | {g['n']} | {a['policy']:.3f} [{i['policy'][0]:.2f}, {i['policy'][1]:.2f}] | "
+            f"{a['pairwise']:.3f} | {a['singles']:.3f} | {a['oracle']:.3f} | {c['dynamic_programme']:.3f} | {c['pairwise']:.3f} | "
             f"{h['policy']:.3f} |"
         )
         errors += [
@@ -188,9 +188,9 @@ Expected calibration error of P(right | own confidence), all tiers pooled, 10 bi
 ## How
 
 Confidences are calibrated (beta), each tier's outcome is regressed on all tiers' log odds, and the table of training
-prompts keeps the regressed qualities and levels smeared over their neighbours (`calibration/outcome_models.py`). Latent
-classes fitted by expectation maximisation predict as well on MMLU but plan worse: their classes blur the few low
-scores on which escalation turns. The number of levels and terms is chosen in folds inside the training folds.
+prompts keeps the regressed qualities and levels smeared over their neighbours (`calibration/outcome_models.py`). In a
+trial with ten levels, latent classes fitted by expectation maximisation promised 0.6 to 0.8 points of quality too much
+on MMLU and reached areas up to 0.04 lower. The number of levels and terms is chosen in folds inside the training folds.
 
 ## What it does not say
 
