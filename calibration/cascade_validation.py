@@ -86,9 +86,9 @@ def validate_cascade(csv: Path, tiers: Sequence[str] | None = None, *, seed: int
     -------
     dict
         ``by_group``: for each data set and chain ``name``, ``n``, ``tiers``, ``signal``, ``cost_unit``; ``area`` and
-        ``area_interval`` {policy, pairwise, singles, oracle}: the policy of each lambda is chosen on the training folds
-        among dynamic programmes and pairwise thresholds, the pairwise envelope is the hull over all thresholds with
-        the test prompts in hindsight; ``area_chosen_in_training`` {policy, dynamic_programme, pairwise} chooses for
+        ``area_interval`` {policy, pairwise, singles, oracle}: the policy is the hull over two rules for each lambda,
+        both chosen on the training folds (a dynamic programme; a pair of tiers with its threshold), the pairwise
+        envelope is the hull over all thresholds with the test prompts in hindsight; ``area_chosen_in_training`` {policy, dynamic_programme, pairwise} chooses for
         both sides without hindsight, ``area_in_hindsight`` {policy, dynamic_programme, pairwise} for both with it
         (there the policy contains the thresholds and cannot be worse);
         ``ece`` (all tiers pooled), ``ece_raw``, ``ece_by_tier``; ``predicted_cost``, ``realised_cost``,

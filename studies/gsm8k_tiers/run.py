@@ -32,7 +32,7 @@ LEVELS, WIDTH, FOLDS = 10, 0.7, 5
 RESAMPLES = 300
 SHARES = (0.25, 0.5, 0.75)  # of the quality gap, at which plans are judged under the shift [-]
 EXPECTED = {
-    "length alone gains less than 0.05 of area over single models": False,
+    "length alone gains less than 0.05 of area over single models": True,
     "an oracle matches 70B at less than a quarter of its cost": True,
     "a perfect verifier matches 70B at less than half of its cost": True,
     "under the shift predicted quality is off by at most 2 points": True,
