@@ -88,9 +88,10 @@ def validate_cascade(csv: Path, tiers: Sequence[str] | None = None, *, seed: int
         ``by_group``: for each data set and chain ``name``, ``n``, ``tiers``, ``signal``, ``cost_unit``; ``area`` and
         ``area_interval`` {policy, pairwise, singles, oracle}: the policy is the hull over two rules for each lambda,
         both chosen on the training folds (a dynamic programme; a pair of tiers with its threshold), the pairwise
-        envelope is the hull over all thresholds with the test prompts in hindsight; ``area_chosen_in_training`` {policy, dynamic_programme, pairwise} chooses for
-        both sides without hindsight, ``area_in_hindsight`` {policy, dynamic_programme, pairwise} for both with it
-        (there the policy contains the thresholds and cannot be worse);
+        envelope is the hull over all thresholds with the test prompts in hindsight;
+        ``area_chosen_in_training`` {policy, dynamic_programme, pairwise} chooses for both sides without hindsight,
+        ``area_in_hindsight`` {policy, dynamic_programme, pairwise} for both with it (there the policy contains the
+        thresholds and cannot be worse);
         ``ece`` (all tiers pooled), ``ece_raw``, ``ece_by_tier``; ``predicted_cost``, ``realised_cost``,
         ``predicted_quality``, ``realised_quality`` of the plan that reaches 95 % of the gap to the top tier, with
         ``realised_cost_interval`` and ``realised_quality_interval``; ``plans``: the same at other shares;
@@ -353,6 +354,7 @@ def cost_share(candidates: Candidates, samples: Samples, share: float) -> float 
     accuracy = samples.correct.mean(axis=0)
     wanted = accuracy[0] + share * (accuracy[-1] - accuracy[0])
     hx, hy = upper_hull(*candidates.means(np.full(n, 1.0 / n)))
+    wanted -= 1e-12  # rounding: the top tier itself reaches it
     if hy[-1] < wanted or accuracy[-1] <= accuracy[0]:
         return None
     first = int(np.argmax(hy >= wanted))

@@ -86,6 +86,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     """Draw areas with their intervals, and predicted against realised."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Rectangle
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(3, 2))
     groups = result["by_group"]
@@ -104,7 +105,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         cost = [100 * cost_error(p) for p in g["plans"]]
         quality = [100 * (p["predicted_quality"] - p["realised_quality"]) for p in g["plans"]]
         right.plot(cost, quality, "o", label=name)
-    right.add_patch(plt.Rectangle((-3, -1), 6, 2, fill=False, ls="--", label="target"))
+    right.add_patch(Rectangle((-3, -1), 6, 2, fill=False, ls="--", label="target"))
     right.set(xlabel="cost: predicted / realised - 1 [%]", ylabel="quality: predicted - realised [points]")
     right.legend(fontsize=7)
     figure.savefig(path, dpi=110)

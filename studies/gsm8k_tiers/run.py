@@ -210,7 +210,7 @@ Written by `python studies/gsm8k_tiers/run.py --data DIR`, which fails when a ve
 |---|---|---|
 {areas}
 
-Length alone, out of fold: quality of the 70B at a cost of {full} of its calls; calibration error {ece:.3f}.
+Length alone, out of fold: cost of the quality of the 70B in calls of the 70B: {full}; calibration error {ece:.3f}.
 
 At the quality of the 70B ({b[top_quality]:.3f}) an oracle needs {b[oracle_cost_share]:.0%} of its cost
 [{oracle_low:.0%}, {oracle_high:.0%}], a perfect verifier {b[verifier_cost_share]:.0%} [{low:.0%}, {high:.0%}]. Run to
@@ -219,8 +219,8 @@ the end, the verifier's cascade is right on {b[verifier_best][quality]:.3f} at {
 
 ## The same problems with altered numbers
 
-Abel 7B / 13B / 70B, planned on GSM8K, judged on altered numbers of templates not planned on. Accuracies {home} there,
-{away} here.
+Abel 7B / 13B / 70B, planned on GSM8K, judged on altered numbers of templates not planned on.
+Accuracies {home} there, {away} here.
 
 | share of the gap | cost predicted | realised | quality predicted | GSM8K, other fold | altered numbers |
 |---|---|---|---|---|---|
