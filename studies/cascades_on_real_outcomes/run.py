@@ -120,7 +120,8 @@ def readme(result: dict[str, Any]) -> str:
         areas.append(
             f"| {name} | {g['n']} | "
             f"{a['policy']:.3f} [{i['policy'][0]:.2f}, {i['policy'][1]:.2f}] | "
-            f"{a['pairwise']:.3f} | {a['singles']:.3f} | {a['oracle']:.3f} | {c['dynamic_programme']:.3f} | {c['pairwise']:.3f} | "
+            f"{a['pairwise']:.3f} | {a['singles']:.3f} | {a['oracle']:.3f} | "
+            f"{c['dynamic_programme']:.3f} | {c['pairwise']:.3f} | "
             f"{h['policy']:.3f} |"
         )
         errors += [
