@@ -240,6 +240,25 @@ def validate_speculation(
     _emit(evaluate(csv), show.speculation, format, output, "speculation.json")
 
 
+@validate_app.command("cascade")
+def validate_cascade(
+    csv: Annotated[Path, typer.Argument(help="per-sample quality of model tiers, CSV or gzip CSV")],
+    tiers: Annotated[
+        str | None, typer.Option(help="models from cheap to dear, comma-separated; a default by file")
+    ] = None,
+    seed: SeedOption = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Stop-or-escalate policies on real outcomes: fitted and tested in disjoint folds."""
+    from calibration.cascade_validation import validate_cascade as evaluate
+
+    from . import show
+
+    chosen = tuple(name.strip() for name in tiers.split(",")) if tiers else None
+    _emit(evaluate(csv, chosen, seed=seed or 0), show.cascades, format, output, "cascade.json")
+
+
 @app.command()
 def fit(
     directory: Annotated[Path, typer.Argument(help="folder of kernel measurements")],

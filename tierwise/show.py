@@ -196,6 +196,26 @@ def speculation(result: dict[str, Any]) -> None:
         console.print(f"Left out of the {model.replace('_', ' ')}: {reasons or 'nothing'}.")
 
 
+def cascades(result: dict[str, Any]) -> None:
+    """Print how cascades do on real outcomes, out of fold."""
+    console = _console()
+    areas = _table("Normalised area under the frontier", "set", "n", "policy", "pairwise", "singles", "oracle", "ECE")
+    plans = _table(
+        "Plan for 95 % of the quality gap", "set", "cost predicted", "realised", "quality predicted", "realised"
+    )
+    for r in result["by_group"]:
+        area = (_or_none(r["area"][k], "{:.3f}") for k in ("policy", "pairwise", "singles", "oracle"))
+        areas.add_row(r["name"], str(r["n"]), *area, _or_none(r["ece"], "{:.3f}"))
+        costs = (_or_none(r[k], "{:.4g}") for k in ("predicted_cost", "realised_cost"))
+        plans.add_row(r["name"], *costs, *(_or_none(r[k], "{:.4f}") for k in ("predicted_quality", "realised_quality")))
+    console.print(areas)
+    console.print(plans)
+
+
+def _or_none(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
 def fitted(result: dict[str, Any]) -> None:
     """Print a fitted profile."""
     console = _console()
