@@ -15,7 +15,6 @@ from simulator.metrics import (
     Slo,
     mean_interval,
     measure,
-    mser5,
     quantile_interval,
     status,
     summary,
@@ -89,13 +88,6 @@ def test_warmup_is_a_tenth_or_three_times_e2e_but_never_over_half() -> None:
     assert [warmup_requests(arrival, np.full(1000, e)) for e in (0.1, 50.0, 9000.0)] == [100, 150, 500]
     assert warmup_requests(np.zeros(1), np.ones(1)) == 0
     assert measure(run(0.5)).warmup == 400
-
-
-def test_mser_finds_a_start_far_off() -> None:
-    """A series that decays to its level over some 200 values; too short a series is kept."""
-    noise = np.random.default_rng(1).standard_normal(4000)
-    assert 100 <= mser5(20 * np.exp(-np.arange(4000) / 50) + noise) <= 800
-    assert mser5(np.arange(30.0)) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
