@@ -7,7 +7,7 @@ as wanted; nothing here knows what they mean. torch is imported where it is used
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -255,8 +255,3 @@ def load(folder: Path) -> Predictor:
     fits = arrays["w1"].shape[0] == len(found.mean) == len(found.spread) and len(found.temperature) == len(outputs)
     require(fits, "arrays", "must fit together", {n: a.shape for n, a in arrays.items()})
     return found
-
-
-def as_dict(reports: dict[str, Report]) -> dict[str, dict[str, float]]:
-    """Return reports as plain numbers for JSON."""
-    return {name: asdict(r) for name, r in reports.items()}

@@ -287,7 +287,10 @@ def _against(result: dict[str, Any]) -> list[str]:
         verdict = "costs the same"
     else:
         verdict = f"is not beaten on cost: {theirs['usd_per_1000_requests']:.3f} USD per 1000 requests"
-    return [f"{base['name'].capitalize()}, with its best draft, {verdict}{quality}, {slower}."]
+    said = [f"{base['name'].capitalize()}, with its best draft, {verdict}{quality}, {slower}."]
+    if not row["keeps_slos"]:
+        said.append("In simulation that comparison misses an SLO: it would need more GPUs than counted here.")
+    return said
 
 
 def _binding(binding: dict[str, Any]) -> str:

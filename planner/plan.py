@@ -172,10 +172,12 @@ def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:
             continue
         candidate = restricted.settle(candidate)
         progress("baseline", 1, 1)
+        simulated = simulate_candidate(problem, candidate, seed)
         rows[key] = {
             "tiers": explain.tiers(problem, candidate),
             "predicted": explain.predicted(problem, restricted.space, candidate),
-            "simulated": simulate_candidate(problem, candidate, seed),
+            "simulated": simulated,
+            "keeps_slos": not missed(simulated, candidate, problem),
         }
     return rows
 

@@ -28,7 +28,9 @@ from .search import Candidate, Group, Rule, Search, best_of, quality_floor, sing
 from .service import Load, Service, build_service
 from .space import capacities, enumerate_space, occupancy
 
-HEADROOM = 0.9  # of the analytic capacity, which lies within 10 % of the simulated one (tests/test_space.py) [-]
+HEADROOM = (
+    0.9  # of the analytic capacity, mostly within 10 % of the simulated (studies/capacity_without_simulation) [-]
+)
 BISECTIONS = 7  # halvings of the bracket of a replica's capacity: its width ends below 1 % of the rate [-]
 
 
@@ -135,7 +137,8 @@ def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> 
     late[kept] = True
     visits = [(_visit_times(r), late[v] & ~r.refused) for r, v in _visited(records)]
     span = float(np.nanmax(records.completion) - np.min(records.arrival))
-    rate = served.sum() / span if closed else problem.rate
+    steady = records.status == "steady" and not closed
+    rate = problem.rate if steady else float(served.sum()) / span  # an overloaded system completes less than arrives
     tokens = float(records.output[kept].mean())
     good = _good(problem.scenario.slo, records, kept)
     quality = None if np.isnan(records.correct).all() else metrics.mean_interval(records.correct[kept])

@@ -86,8 +86,11 @@ def test_same_seed_same_numbers_other_seed_others() -> None:
 
 
 def test_overload_is_said() -> None:
+    """An overloaded run says so, and counts what it completed, not what arrived."""
     result = simulated("traffic.rate=60", DEPLOYED)
     assert result["status"] == "overloaded"
+    assert result["throughput"]["requests_per_s"] < 50
+    assert simulated("traffic.rate=4", DEPLOYED)["throughput"]["requests_per_s"] == pytest.approx(4, rel=0.1)
 
 
 def test_closed_loop_throughput_is_concurrency_over_cycle_time() -> None:

@@ -101,35 +101,6 @@ class Transformer:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """How one draft round is run: gamma tokens proposed, each accepted with probability alpha given its predecessors.
-
-    Raises
-    ------
-    InputError
-        If the length is negative or the acceptance is not a probability.
-    """
-
-    length: int  # gamma [tokens]
-    acceptance: float  # alpha_iid [-]
-
-    def __post_init__(self) -> None:
-        require(
-            isinstance(self.length, int) and self.length >= 0,
-            "length",
-            "must be an integer of at least 0 [tokens]",
-            self.length,
-        )
-        require(
-            0.0 <= self.acceptance <= 1.0,
-            "acceptance",
-            "must lie in [0, 1] [-]",
-            self.acceptance,
-            "It is a probability per drafted token: pass 0.8, not 80.",
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Limits:
     """Engine limits of one replica, with the names and defaults of vLLM v1."""
 
