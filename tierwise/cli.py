@@ -26,6 +26,13 @@ class Format(StrEnum):
     json = "json"
 
 
+class Requests(StrEnum):
+    """How requests are written."""
+
+    csv = "csv"
+    parquet = "parquet"
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="table for people, json for programs")]
 OutputOption = Annotated[Path | None, typer.Option("--output", help="folder for files, made if absent")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="seed of every random draw")]
@@ -166,15 +173,38 @@ def simulate(
     profile: ProfileOption = None,
     format: FormatOption = Format.table,
     output: OutputOption = None,
+    replications: Annotated[int, typer.Option(help="independent runs, for intervals across them")] = 1,
+    workers: Annotated[int | None, typer.Option(help="processes for replications; by default one a core")] = None,
+    requests: Annotated[Requests, typer.Option(help="file of requests in --output: csv or parquet")] = Requests.csv,
 ) -> None:
-    """Simulate a scenario's deployment request by request; without one, the deployment the analytic planner picks."""
-    from planner.simulate import simulate_scenario
+    """Simulate a scenario's deployment request by request; without one, the deployment the analytic planner picks.
+
+    With --output: simulate.json, requests.csv, timeseries.png and timeseries.svg.
+    """
+    from planner.replications import usable_cores
+    from planner.report import write_simulation
+    from planner.requests import check_format
+    from planner.simulate import simulation
 
     from . import show
 
+    check_format(requests.value)
+    if output is not None:
+        _folder(output)
     with _progress() as progress:
-        result = simulate_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=progress)
-    _emit(result, show.simulation, format, output, "simulation.json")
+        found = simulation(
+            *_scenario(scenario, set_, seed),
+            profile=profile,
+            seed=seed,
+            progress=progress,
+            replications=replications,
+            workers=usable_cores() if workers is None else workers,
+            in_detail=output is not None,
+        )
+        if output is not None:
+            progress("writing", 0, 1)
+            write_simulation(found, requests.value, output)
+    _emit(found.result, show.simulation, format, None, "")
 
 
 @app.command()
