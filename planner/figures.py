@@ -26,6 +26,7 @@ from .search import Candidate, Group
 
 Tree = dict[str, Any]  # of numbers, texts, estimates, summaries, lists and trees
 
+SHARES = ("fraction", "share", "stop_fraction", "quality", "utilisation", "acceptance")  # within 0 and 1
 SUMMED = ("requests", "warmup_requests", "refused")  # over replications; any other number is the same in all [-]
 STATUS_RULE = (
     "overloaded if, at any tier, the waiting line never emptied from the median arrival to the last, was longer at the "
@@ -54,7 +55,7 @@ def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> 
     tokens = float(records.output[kept].mean())
     flow = metrics.scaled(rate, tokens)
     good, served = _good(problem, records, kept)
-    quality = None if np.isnan(records.correct).all() else metrics.mean_interval(records.correct[kept])
+    quality = None if np.isnan(records.correct).all() else metrics.share_interval(records.correct[kept])
     tiers = [
         (group, _measure(problem, run_of, late[who]), who)
         for group, run_of, who in zip(in_order(candidate), records.tiers, records.visitors, strict=True)
@@ -91,8 +92,8 @@ def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> 
         "tiers": [
             _tier(problem, group, m)
             | {
-                "share": metrics.mean_interval(np.isin(kept, who)),
-                "stop_fraction": metrics.mean_interval(records.answer[kept] == i),
+                "share": metrics.share_interval(np.isin(kept, who)),
+                "stop_fraction": metrics.share_interval(records.answer[kept] == i),
             }
             for i, (group, m, who) in enumerate(tiers)
         ],
@@ -160,7 +161,7 @@ def _good(problem: Problem, records: ClusterRecords, kept: NDArray[np.intp]) -> 
     if slo.e2e_p99_s is not None:
         good &= (records.completion - records.arrival) <= slo.e2e_p99_s
     after = good[kept[0] :]
-    return metrics.mean_interval(after), kept.size / after.size
+    return metrics.share_interval(after), kept.size / after.size
 
 
 def _tier(problem: Problem, group: Group, m: Metrics) -> Tree:
@@ -198,14 +199,13 @@ def _money(problem: Problem, candidate: Candidate, rate: Estimate, flow: Estimat
     each = metrics.scaled(held, problem.price)
     correct = None
     if quality and quality.value > 0:
-        ends = zip(each, (quality.value, min(quality.high, 1.0), max(quality.low, 0.0)), strict=True)
-        correct = Estimate(*(float(dollars_per_correct_answer(c, q)) if q > 0 else math.inf for c, q in ends))
+        correct = metrics.product(each, _inverse(quality, lambda share: dollars_per_correct_answer(1.0, share)))
     return {
         "gpus": candidate.gpus,
         "usd_per_1000_requests": metrics.scaled(each, 1000.0),
         "usd_per_correct_answer": correct,
         "usd_per_million_output_tokens": _inverse(
-            flow, lambda tokens: float(dollars_per_million_tokens(candidate.gpus, price, tokens))
+            flow, lambda tokens: dollars_per_million_tokens(candidate.gpus, price, tokens)
         ),
         "gpu_s_held_per_request": held,
         "joules_per_request_at_most": metrics.scaled(held, problem.accelerator.power),
@@ -236,8 +236,8 @@ def _held(candidate: Candidate, rate: Estimate) -> Estimate:
 
 def _inverse(estimate: Estimate, of: Callable[[float], float]) -> Estimate:
     """Return a falling function of an estimate that is above 0."""
-    low, high = (of(end) if end > 0 else math.inf for end in (estimate.high, estimate.low))
-    return Estimate(of(estimate.value), low, high)
+    low = of(estimate.high) if math.isfinite(estimate.high) else -math.inf
+    return Estimate(of(estimate.value), low, of(estimate.low) if estimate.low > 0 else math.inf)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def joined(runs: Sequence[Tree]) -> Tree:
     """Return the figures of independent replications: estimates over replications, counts summed, the worst status."""
     if len(runs) == 1:
         return runs[0]
-    tree = {key: _joined(key, [run[key] for run in runs]) for key in runs[0]}
+    tree: Tree = _joined("", list(runs))
     for part in (*tree["tiers"], tree):
         if part["status"] == "overloaded":
             part |= {key: metrics.without_interval(part[key]) for key in ("mean_waiting",) if key in part}
@@ -258,15 +258,17 @@ def joined(runs: Sequence[Tree]) -> Tree:
     return tree
 
 
-def _joined(key: str, values: list[Any]) -> Any:
+def _joined(key: str, values: list[Any], share: bool = False) -> Any:
+    """Return one leaf or branch of several trees joined; ``share``: it lies within 0 and 1."""
     given = [v for v in values if v is not None]
     first = given[0] if given else None
     if isinstance(first, Estimate):
-        return metrics.replicated([v.value for v in given])
+        estimate = metrics.replicated([v.value for v in given])
+        return metrics.as_share(estimate) if share else estimate
     if isinstance(first, Summary):
         return metrics.replicated_summary(given)
     if isinstance(first, dict):
-        return {k: _joined(k, [v[k] for v in given]) for k in first}
+        return {k: _joined(k, [v[k] for v in given], k in SHARES or key in SHARES) for k in first}
     if isinstance(first, list):
         return [_joined(key, list(same)) for same in zip(*given, strict=True)]
     if key == "status":

@@ -165,7 +165,7 @@ class Replication:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Simulation:
-    """What ``tierwise simulate`` found: its JSON; in detail, the requests of each replication and the first over time."""
+    """What ``tierwise simulate`` found: its JSON; in detail, each replication's requests and the first over time."""
 
     result: dict[str, Any]
     requests: tuple[tuple[Column, ...], ...] = ()

@@ -21,6 +21,7 @@ from .search import Candidate
 Array = NDArray[np.float64]
 
 BINS = 150  # of the time axis [-]
+FLOW_BINS = 50  # for arrivals and completions, which are counts and need more of them [-]
 WINDOWS = 75  # of the rolling quantiles, each sharing half its visits with the next [-]
 LEAST = 50  # visits in a window, or there is no quantile [-]
 QUANTILES = (0.5, 0.99)
@@ -34,9 +35,9 @@ class TierTimeline:
 
     name: str
     batch: Array  # mean decoding sequences of a replica (BINS,) [-]
-    waiting: Array  # mean requests not admitted yet, of a replica (BINS,) [-]
-    arrivals: Array  # (BINS,) [request/s]
-    completions: Array  # (BINS,) [request/s]
+    waiting: Array  # mean requests not admitted yet, of all replicas (BINS,) [-]
+    arrivals: Array  # (FLOW_BINS,) [request/s]
+    completions: Array  # (FLOW_BINS,) [request/s]
     ttft_at: Array  # mean arrival of the visits of a window (W,) [s]
     ttft: Array  # rolling quantiles (W, 2) [s]
 
@@ -73,12 +74,17 @@ def _tier(name: str, records: Records, edges: Array) -> TierTimeline:
     return TierTimeline(
         name=name,
         batch=metrics.present(records.first_token, records.completion, edges) / records.replicas,
-        waiting=metrics.present(records.arrival, records.admitted, edges) / records.replicas,
-        arrivals=metrics.rates(records.arrival, edges),
-        completions=metrics.rates(records.completion, edges),
+        waiting=metrics.present(records.arrival, records.admitted, edges),
+        arrivals=_flow(records.arrival, edges),
+        completions=_flow(records.completion[served], edges),
         ttft_at=at,
         ttft=ttft,
     )
+
+
+def _flow(events: Array, edges: Array) -> Array:
+    counts, bins = np.histogram(events, FLOW_BINS, (edges[0], edges[-1]))
+    return np.asarray(counts / np.diff(bins))
 
 
 def rolling_quantiles(at: Array, values: Array) -> tuple[Array, Array]:
@@ -87,8 +93,8 @@ def rolling_quantiles(at: Array, values: Array) -> tuple[Array, Array]:
     Examples
     --------
     >>> at, ttft = rolling_quantiles(np.arange(200.0), np.ones(200))
-    >>> at.size, ttft.min(), ttft.max()
-    (7, 1.0, 1.0)
+    >>> at.size, ttft.shape
+    (7, (7, 2))
     """
     size = max(LEAST, 2 * values.size // (WINDOWS + 1))
     if values.size < size:
@@ -102,7 +108,7 @@ def rolling_quantiles(at: Array, values: Array) -> tuple[Array, Array]:
 def draw(run: Timeline, title: str) -> dict[str, bytes]:
     """Return the picture of a run as PNG and SVG, the same bytes for the same run.
 
-    Four panels over time: requests inside, decoding sequences of a replica, rolling TTFT, arrivals and completions.
+    Four panels over time: requests inside and waiting, batch of a replica, rolling TTFT, arrivals and completions.
     The warm-up is shaded; a dotted line marks the last arrival.
     """
     import matplotlib as mpl
@@ -123,7 +129,7 @@ def draw(run: Timeline, title: str) -> dict[str, bytes]:
             axes.set_xlim(run.edges[0], run.edges[-1])
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        panels[0].set_title(f"{title}: {run.status}\nshaded: warm-up, not counted; dotted: last arrival", fontsize=10)
+        panels[0].set_title(_heading(run, title), fontsize=10)
         panels[-1].set_xlabel("time since the start of the run [s]")
         pictures = {}
         for kind, metadata in (("png", {"Software": "tierwise"}), ("svg", {"Creator": "tierwise", "Date": None})):
@@ -134,17 +140,24 @@ def draw(run: Timeline, title: str) -> dict[str, bytes]:
     return pictures
 
 
+def _heading(run: Timeline, title: str) -> str:
+    said = "steady" if run.status == "steady" else "overloaded, what waits grows with the length of the run"
+    shade = "shaded: warm-up, not counted; " if run.warmup_s > run.edges[0] else ""
+    return f"{title}: {said}\n{shade}dotted: last arrival"
+
+
 def _inside(axes: Any, run: Timeline) -> None:
-    axes.stairs(run.inside, run.edges, color=GREY, baseline=None)
-    axes.set_ylabel("requests inside [-]")
+    axes.stairs(run.inside, run.edges, color=GREY, baseline=None, label="inside")
+    for tier, colour in zip(run.tiers, COLOURS, strict=False):
+        axes.stairs(tier.waiting, run.edges, color=colour, baseline=None, ls="--", label=f"{tier.name}: waiting")
+    axes.set_ylabel("requests [-]")
     axes.set_ylim(bottom=0)
 
 
 def _batches(axes: Any, run: Timeline) -> None:
     for tier, colour in zip(run.tiers, COLOURS, strict=False):
-        axes.stairs(tier.batch, run.edges, color=colour, baseline=None, label=f"{tier.name}: decoding")
-        axes.stairs(tier.waiting, run.edges, color=colour, baseline=None, ls="--", label=f"{tier.name}: waiting")
-    axes.set_ylabel("sequences of a replica [-]")
+        axes.stairs(tier.batch, run.edges, color=colour, baseline=None, label=tier.name)
+    axes.set_ylabel("batch of a replica [sequences]")
     axes.set_ylim(bottom=0)
 
 
@@ -157,8 +170,9 @@ def _first_tokens(axes: Any, run: Timeline) -> None:
 
 
 def _flows(axes: Any, run: Timeline) -> None:
+    edges = np.linspace(run.edges[0], run.edges[-1], FLOW_BINS + 1)
     for tier, colour in zip(run.tiers, COLOURS, strict=False):
-        axes.stairs(tier.arrivals, run.edges, color=colour, baseline=None, lw=1.2, label=f"{tier.name}: arrive")
-        axes.stairs(tier.completions, run.edges, color=colour, baseline=None, ls="--", label=f"{tier.name}: complete")
+        axes.stairs(tier.arrivals, edges, color=colour, baseline=None, label=f"{tier.name}: arrive")
+        axes.stairs(tier.completions, edges, color=colour, baseline=None, ls="--", label=f"{tier.name}: complete")
     axes.set_ylabel("requests per second [1/s]")
     axes.set_ylim(bottom=0)

@@ -148,7 +148,7 @@ def measure(
     tpot = decode[tokens > 0] / tokens[tokens > 0]
     edges = slices(records.arrival, records.completion, who, records.closed)
     rate = time_mean(rates(records.completion, edges), who.size)
-    good = mean_interval(_good(slo or Slo(), ttft, decode / np.maximum(tokens, 1), e2e))
+    good = share_interval(_good(slo or Slo(), ttft, decode / np.maximum(tokens, 1), e2e))
     late = np.flatnonzero(records.refused & (records.arrival >= records.arrival[who[0]])).size
     batch = present(records.first_token, records.completion, edges) / records.replicas
     line = time_mean(present(records.arrival, records.admitted, edges) / records.replicas, who.size)
@@ -464,6 +464,23 @@ def _half_width(x: Array, level: float) -> float:
     rho = min(max(float(spread[1:] @ spread[:-1]) / square, 0.0), 0.9)
     error = math.sqrt(square / (count - 1) / count * (1 + rho) / (1 - rho))
     return float(stdtrit(count - 1, 0.5 + level / 2)) * error
+
+
+def share_interval(hits: ArrayLike) -> Estimate:
+    """Return a share and its interval by batch means, kept within 0 and 1.
+
+    Examples
+    --------
+    >>> share_interval([True, True, False, True]).high
+    1.0
+    """
+    return as_share(mean_interval(hits))
+
+
+def as_share(estimate: Estimate) -> Estimate:
+    """Return an estimate with its interval cut to [0, 1]; where nothing is known of it, nothing is."""
+    value, low, high = estimate
+    return Estimate(value, max(low, 0.0), min(high, 1.0)) if math.isfinite(high - low) else estimate
 
 
 def quantile_interval(values: ArrayLike, probability: float, level: float = LEVEL) -> Estimate:

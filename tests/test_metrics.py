@@ -105,13 +105,14 @@ def test_figures_follow_from_the_records() -> None:
     assert figures.user_speed.p50.value == pytest.approx(100.0)
     assert figures.e2e_s.p99.value == pytest.approx(np.quantile(records.completion - records.arrival, 0.99))
     decoding = (records.completion - records.first_token).sum() / np.ptp(records.arrival)
-    assert figures.batch == pytest.approx(decoding, rel=0.01)
-    assert figures.requests_per_s == pytest.approx(10.0, rel=0.05)
-    assert figures.tokens_per_s == pytest.approx(figures.requests_per_s * records.output.mean())
-    assert figures.rounds == pytest.approx(20, rel=0.05)
-    assert figures.tokens_per_round == pytest.approx(1.0)
-    assert math.isnan(figures.acceptance)
-    assert (figures.status, figures.refused, figures.preemptions) == ("steady", 0, 0.0)
+    assert figures.batch.value == pytest.approx(decoding, rel=0.01)
+    assert figures.requests_per_s.value == pytest.approx(10.0, rel=0.05)
+    assert figures.tokens_per_s.value == pytest.approx(figures.requests_per_s.value * records.output.mean())
+    assert figures.rounds.value == pytest.approx(20, rel=0.05)
+    assert figures.tokens_per_round == (1.0, 1.0, 1.0)
+    assert math.isnan(figures.acceptance.value)
+    assert (figures.status, figures.refused, figures.preemptions) == ("steady", 0, (0.0, 0.0, 0.0))
+    assert figures.service_s.value * 4000 == pytest.approx(records.busy_s)
 
 
 def test_mean_intervals_contain_the_exact_mean_of_an_m_g_4() -> None:
@@ -135,7 +136,7 @@ def test_goodput_counts_what_keeps_every_objective() -> None:
     ttft = records.first_token - records.arrival
     figures = measure(records, Slo(ttft_s=0.1), warmup=0)
     assert figures.good.value == pytest.approx((ttft <= 0.1).mean())
-    assert figures.goodput == pytest.approx(figures.requests_per_s * figures.good.value)
+    assert figures.goodput.value == pytest.approx(figures.requests_per_s.value * figures.good.value)
     assert measure(records, Slo(tpot_s=0.009), warmup=0).good.value == 0.0
     assert measure(records, warmup=0).good.value == 1.0
 
@@ -175,7 +176,8 @@ def test_a_service_longer_than_the_run_is_overloaded() -> None:
 def test_a_closed_loop_is_steady_and_counts_every_request() -> None:
     figures = measure(run(1.0, clients=12))
     assert (figures.status, figures.warmup) == ("steady", 0)
-    assert figures.utilisation == pytest.approx(1.0, rel=1e-6)
+    assert figures.utilisation.value == pytest.approx(1.0, rel=1e-6)
+    assert figures.utilisation.high == 1.0
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
