@@ -19,6 +19,9 @@ from .progress import Progress
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+INTERRUPTED = 130  # exit code of a shell for a command ended by Ctrl-C
+
+
 class Format(StrEnum):
     """How numbers are printed."""
 
@@ -379,6 +382,8 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns a KeyboardInterrupt into this code and says nothing
+            raise KeyboardInterrupt
     except InputError as error:
         code = _say(str(error), 2)
     except InfeasibleError as error:
@@ -390,7 +395,7 @@ def main() -> None:
             sys.exit(2)
         code = _say(_usage(message), 2)
     except (KeyboardInterrupt, typer.Abort):
-        code = _say("interrupted; nothing was written.", 130)
+        code = _say("interrupted; nothing was written.", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
