@@ -157,7 +157,7 @@ def _inside(axes: Any, run: Timeline) -> None:
 def _batches(axes: Any, run: Timeline) -> None:
     for tier, colour in zip(run.tiers, COLOURS, strict=False):
         axes.stairs(tier.batch, run.edges, color=colour, baseline=None, label=tier.name)
-    axes.set_ylabel("batch of a replica [sequences]")
+    axes.set_ylabel("batch of a replica [-]")
     axes.set_ylim(bottom=0)
 
 
