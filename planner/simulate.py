@@ -242,7 +242,7 @@ def simulation(
     result |= {
         "intervals": {
             "level": metrics.LEVEL,
-            "method": "batch means of one run" if replications == 1 else "Student's t over independent replications",
+            "method": _method(scenario, replications),
             "replications": replications,
         },
         "rules": {"status": STATUS_RULE, "warmup": WARMUP_RULE},
@@ -250,6 +250,13 @@ def simulation(
         "wall_s": sum(r.wall_s for r in runs),
     }
     return Simulation(result, tuple(r.requests for r in runs) if in_detail else (), runs[0].timeline)
+
+
+def _method(scenario: Scenario, replications: int) -> str:
+    if replications == 1:
+        return "batch means of one run"
+    given = " of the one trace: its own chance is not in them" if scenario.traffic.trace else ""
+    return f"Student's t over independent replications{given}"
 
 
 def _replicate(task: Task) -> Replication:
