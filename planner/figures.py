@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from simulator import metrics
 from simulator.cluster import ClusterRecords
 from simulator.engine import Records
-from simulator.metrics import UNKNOWN, Estimate, Metrics, Summary
+from simulator.metrics import Estimate, Metrics, Summary
 from theory.cost import SERVING, dollars_per_correct_answer, dollars_per_million_tokens, joules, joules_at_most
 from theory.errors import require
 
@@ -26,7 +26,15 @@ from .search import Candidate, Group
 
 Tree = dict[str, Any]  # of numbers, texts, estimates, summaries, lists and trees
 
-SHARES = ("fraction", "share", "stop_fraction", "quality", "utilisation", "acceptance")  # within 0 and 1
+SHARES = (
+    "fraction",
+    "good_fraction",
+    "share",
+    "stop_fraction",
+    "quality",
+    "utilisation",
+    "acceptance",
+)  # within 0 and 1
 SUMMED = ("requests", "warmup_requests", "refused")  # over replications; any other number is the same in all [-]
 STATUS_RULE = (
     "overloaded if, at any tier, the waiting line never emptied from the median arrival to the last, was longer at the "
@@ -50,42 +58,34 @@ def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> 
     kept = measured(problem, records)
     late = np.zeros(records.arrival.size, dtype=bool)
     late[kept] = True
-    diverges = records.status == "overloaded"
     rate = _rate(problem, records)
-    tokens = float(records.output[kept].mean())
-    flow = metrics.scaled(rate, tokens)
+    flow = metrics.scaled(rate, float(records.output[kept].mean()))
     good, served = _good(problem, records, kept)
     quality = None if np.isnan(records.correct).all() else metrics.share_interval(records.correct[kept])
     tiers = [
         (group, _measure(problem, run_of, late[who]), who)
         for group, run_of, who in zip(in_order(candidate), records.tiers, records.visitors, strict=True)
     ]
-    ttft, tpot = visit_times(records, late)
-    busy = _weighted([(g, m.utilisation) for g, m, _ in tiers])
-    edges = metrics.slices(records.arrival, records.completion, kept, problem.workload.clients > 0)
-    inside = metrics.time_mean(metrics.present(records.arrival, records.completion, edges), kept.size)
+    busy = _weighted([(group, m.utilisation) for group, m, _ in tiers])
+    times = _times(records, kept, late)
     return {
         "requests": int(problem.workload.requests),
         "warmup_requests": int(np.count_nonzero(~records.refused)) - kept.size,
         "refused": int(records.refused.sum()),
         "left_out_fraction": problem.left_out,
         "status": records.status,
-        "ttft_s": metrics.summary(ttft, diverges),
-        "tpot_s": metrics.summary(tpot),
-        "e2e_s": metrics.summary((records.completion - records.arrival)[kept], diverges),
-        "answer_ttft_s": metrics.summary((records.first_token - records.arrival)[kept], diverges),
-        "user_speed_tokens_per_s": metrics.summary(1.0 / tpot[tpot > 0]),
+        **times,
         "throughput": {
             "requests_per_s": rate,
             "output_tokens_per_s": flow,
             "per_gpu": metrics.scaled(flow, 1 / candidate.gpus),
-            "per_user": metrics.mean_interval(1.0 / tpot[tpot > 0]) if (tpot > 0).any() else UNKNOWN,
+            "per_user": times["user_speed_tokens_per_s"].mean,
         },
         "goodput": {
             "fraction": good,
             "requests_per_s": metrics.product(rate, metrics.scaled(good, 1 / served)),
         },
-        "in_system": {"mean": metrics.without_interval(inside) if diverges else inside},
+        "in_system": {"mean": _inside(problem, records, kept)},
         "utilisation": {"mean": busy},
         "rounds_per_request": metrics.mean_interval(records.rounds[kept]),
         "preemptions_per_request": metrics.mean_interval(records.preemptions[kept]),
@@ -100,8 +100,28 @@ def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> 
         "quality": {"mean": quality} if quality else None,
         "cost": _money(problem, candidate, rate, flow, quality)
         | {"gpu_s_per_request": metrics.mean_interval(records.gpu_s[kept])},
-        "energy_j": _energy(problem, candidate, rate, tokens, busy),
+        "energy_j": _energy(problem, candidate, rate, flow, busy),
     }
+
+
+def _times(records: ClusterRecords, kept: NDArray[np.intp], late: NDArray[np.bool_]) -> dict[str, Summary]:
+    grows = records.status == "overloaded"
+    ttft, tpot = visit_times(records, late)
+    tpot = tpot[tpot > 0]  # a visit of one token has none
+    return {
+        "ttft_s": metrics.summary(ttft, grows),
+        "tpot_s": metrics.summary(tpot),
+        "e2e_s": metrics.summary((records.completion - records.arrival)[kept], grows),
+        "answer_ttft_s": metrics.summary((records.first_token - records.arrival)[kept], grows),
+        "user_speed_tokens_per_s": metrics.summary(1.0 / tpot),
+    }
+
+
+def _inside(problem: Problem, records: ClusterRecords, kept: NDArray[np.intp]) -> Estimate:
+    """Return the time average of the requests between arrival and answer."""
+    edges = metrics.slices(records.arrival, records.completion, kept, problem.workload.clients > 0)
+    mean = metrics.time_mean(metrics.present(records.arrival, records.completion, edges), kept.size)
+    return metrics.without_interval(mean) if records.status == "overloaded" else mean
 
 
 def measured(problem: Problem, records: ClusterRecords) -> NDArray[np.intp]:
@@ -117,7 +137,7 @@ def visit_times(records: ClusterRecords, late: NDArray[np.bool_]) -> tuple[NDArr
     some = [
         (r, late[who] & ~r.refused) for r, who in zip(records.tiers, records.visitors, strict=True) if r is not None
     ]
-    began = np.argsort(np.concatenate([r.arrival[k] for r, k in some]))
+    began = np.argsort(np.concatenate([r.arrival[k] for r, k in some]), kind="stable")
     times = [tuple(x[k] for x in times_of(r)) for r, k in some]
     ttft, tpot = (np.concatenate([t[i] for t in times])[began] for i in (0, 1))
     return ttft, tpot
@@ -131,10 +151,12 @@ def times_of(records: Records) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 def _rate(problem: Problem, records: ClusterRecords) -> Estimate:
     """Return requests served per second: as many as arrive if the system is steady, else as many as complete."""
-    steady = records.status == "steady" and problem.workload.clients == 0
-    events = (records.arrival if steady else records.completion)[~records.refused]
-    edges = np.linspace(float(records.arrival.min()), float(events.max()), metrics.SLICES + 1)
-    return metrics.time_mean(metrics.rates(events, edges), events.size)
+    served = ~records.refused
+    arrived = records.arrival[served]
+    steady = records.status == "steady" and problem.workload.clients == 0 and arrived[-1] > records.arrival[0]
+    events, last = (arrived, records.arrival[-1]) if steady else (records.completion, np.nanmax(records.completion))
+    edges = np.linspace(float(records.arrival.min()), float(last), metrics.SLICES + 1)
+    return metrics.time_mean(metrics.rates(events, edges), arrived.size)
 
 
 def in_order(candidate: Candidate) -> list[Group]:
@@ -172,6 +194,7 @@ def _tier(problem: Problem, group: Group, m: Metrics) -> Tree:
         "status": m.status,
         "requests_per_s": m.requests_per_s,
         "output_tokens_per_s": m.tokens_per_s,
+        "good_fraction": m.good,
         "mean_batch": m.batch,
         "mean_waiting": m.waiting,
         "utilisation": m.utilisation,
@@ -212,7 +235,7 @@ def _money(problem: Problem, candidate: Candidate, rate: Estimate, flow: Estimat
     }
 
 
-def _energy(problem: Problem, candidate: Candidate, rate: Estimate, tokens: float, busy: Estimate) -> Tree:
+def _energy(problem: Problem, candidate: Candidate, rate: Estimate, flow: Estimate, busy: Estimate) -> Tree:
     """Return joules by the linear power model; its own doubt is in ``at_least`` and ``at_most``, not in intervals."""
     gpu, held = problem.accelerator, _held(candidate, rate)
     low, share, high = (min(max(x, 0.0), 1.0) if math.isfinite(x) else 1.0 for x in (busy.low, busy.value, busy.high))
@@ -223,7 +246,7 @@ def _energy(problem: Problem, candidate: Candidate, rate: Estimate, tokens: floa
         "per_request": each,
         "per_request_at_least": metrics.scaled(held, float(joules(1.0, share, gpu, least))),
         "per_request_at_most": metrics.scaled(held, float(joules_at_most(1.0, gpu))),
-        "per_output_token": metrics.scaled(each, 1 / tokens),
+        "per_output_token": metrics.scaled(each, rate.value / flow.value),
         "watts_per_gpu": power,
         "provenance": SERVING.source,
     }
@@ -250,9 +273,9 @@ def joined(runs: Sequence[Tree]) -> Tree:
     if len(runs) == 1:
         return runs[0]
     tree: Tree = _joined("", list(runs))
-    for part in (*tree["tiers"], tree):
-        if part["status"] == "overloaded":
-            part |= {key: metrics.without_interval(part[key]) for key in ("mean_waiting",) if key in part}
+    for tier in tree["tiers"]:
+        if tier["status"] == "overloaded":
+            tier["mean_waiting"] = metrics.without_interval(tier["mean_waiting"])
     if tree["status"] == "overloaded":
         tree["in_system"] = {"mean": metrics.without_interval(tree["in_system"]["mean"])}
     return tree

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -81,9 +82,14 @@ def _mapping(workers: int) -> Iterator[Callable[[Callable[[Given], Result], Iter
         return
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # the one way that all systems have; it inherits no threads or locks
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
+
+    def mapping(work: Callable[[Given], Result], tasks: Iterable[Given]) -> Iterator[Result]:
+        with _interrupts_ignored():  # the workers start in here and inherit it: only the parent answers Ctrl-C
+            return pool.map(work, tasks)
+
     try:
-        yield pool.map
+        yield mapping
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
@@ -92,5 +98,18 @@ def _mapping(workers: int) -> Iterator[Callable[[Callable[[Given], Result], Iter
     pool.shutdown()
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore interrupts for a moment, where that can be said: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

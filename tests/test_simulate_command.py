@@ -172,6 +172,26 @@ def test_a_tier_that_nobody_reaches_is_reported_as_such() -> None:
     assert joined["tiers"][1]["mean_batch"] > 0  # over the runs that have one
 
 
+def test_a_refused_request_is_neither_served_nor_good() -> None:
+    scenario, folder = load_scenario(overrides=["traffic.requests=300", "traffic.rate=0.2", ONE_TIER])
+    problem = resolve(scenario, folder, None, 0)
+    assert scenario.deployment is not None
+    candidate = deployed(problem, scenario.deployment)
+    (group,) = candidate.groups
+    tight = replace(candidate, groups=(replace(group, service=replace(group.service, kv_tokens=2000)),))
+    result = fg.published(fg.figures(problem, tight, run(problem, tight, 0)))
+    share = 1 - result["refused"] / 300
+    assert 0 < result["refused"] < 150
+    assert result["throughput"]["requests_per_s"] == pytest.approx(share * problem.rate, rel=0.01)
+    assert result["goodput"]["fraction"] <= share + 0.05
+    two = Workload([0.0, 1.0], [100, 1990], [10, 100])  # only the first fits
+    result = fg.published(
+        fg.figures(replace(problem, workload=two), tight, run(replace(problem, workload=two), tight, 0))
+    )
+    assert result["goodput"]["fraction"] == 0.5
+    assert result["throughput"]["requests_per_s"] > 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Overload
 # ---------------------------------------------------------------------------------------------------------------------
