@@ -302,6 +302,14 @@ CLI: dict[str, tuple[str, ...]] = {
 }
 
 
+SAID = {
+    "weibull": "drawn: ",
+    "day": "drawn: ",
+    "clients": "ClosedLoop(clients=8, requests=160, think_time=0.1, exponential=True",
+    "trace": "trace mooncake.jsonl (mooncake), 160 requests",
+}
+
+
 @pytest.mark.parametrize("kind", CLI)
 def test_simulate_runs_each_kind_of_traffic(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -314,4 +322,6 @@ def test_simulate_runs_each_kind_of_traffic(
         main()
     captured = capsys.readouterr()
     assert leave.value.code == 0, captured.err
-    assert json.loads(captured.out)["requests"] == 160
+    result = json.loads(captured.out)
+    assert result["requests"] == 160
+    assert SAID[kind] in result["provenance"]["traffic"]

@@ -354,8 +354,8 @@ Written by `python studies/arrival_laws/run.py --trace FILE`, which fails when a
   gaps, here {asymptote:.2f} (Cox & Lewis 1966, section 4.5): a law fitted to gaps cannot show what is not in gaps.
 - **The wrong law costs capacity where slots bind.** There the capacity for Poisson traffic is
   {over[tight][poisson]} off that of the trace (gamma {over[tight][gamma]}, Weibull {over[tight][weibull]}), and its p99
-  misses the wait for a slot altogether; that for piecewise rates is {over[tight][piecewise]} off. Where slots are plenty
-  it is {over[roomy][poisson]} for Poisson traffic and {over[roomy][piecewise]} for piecewise rates.
+  misses the wait for a slot altogether; that for piecewise rates is {over[tight][piecewise]} off. Where slots are
+  plenty it is {over[roomy][poisson]} for Poisson traffic and {over[roomy][piecewise]} for piecewise rates.
 - **No law predicts p99 at a load near the knee.** On the tight replica that of the trace rises {steep:.0f}-fold
   between the last two steps of 10 % of load, so that draws of one law differ widely in it; capacity is the
   better-conditioned figure.
