@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ SAME = {
 @pytest.mark.parametrize("name", SAME)
 @pytest.mark.parametrize("named", [False, True])
 def test_formats_say_the_same(tmp_path: Path, name: str, named: bool) -> None:
-    w = read_trace(trace(tmp_path, SAME[name]), format=name if named else None)
+    bom = "\ufeff" if named else ""
+    w = read_trace(trace(tmp_path, bom + SAME[name]), format=name if named else None)
     assert w.arrival.tolist() == [0.0, 4.5]
     assert w.prompt.tolist() == [374, 396]
     assert w.output.tolist() == [44, 109]
@@ -179,6 +181,11 @@ TALK = json.dumps(turns("a", "b"))
         (GOOD + mooncake(1, 0, 2), r"`trace line 2, input_length` must be a whole number of at least 1.*got 0"),
         (GOOD + GOOD.replace("1,", '"1",', 1), r"`trace line 2, input_length` must be a number; got '1'"),
         (GOOD + GOOD.replace("1,", "true,", 1), r"`trace line 2, input_length` must be a number; got True"),
+        (GOOD + mooncake(1, 10**400, 2), r"`trace line 2, input_length` must be .* less than 2\^53"),
+        (GOOD + GOOD.replace("1,", "9" * 5000 + ",", 1), r"`trace line 2` must be a JSON object; got"),
+        (GOOD + "[" * 100_000 + "\n", r"`trace line 2` must be a JSON object; got"),
+        (GOOD + mooncake(math.inf, 1, 2), r"`trace line 2, timestamp` must be a time of at least 0"),
+        (VIDUR + f"0,1,1\n1,{'9' * 200_000},2\n", r"`trace line 3` must be a row of a CSV file; got 'field larger"),
         (mooncake(5, 1, 1) + mooncake(4, 1, 1), r"`trace line 2, arrival` must not be before line 1"),
         ("[]", r"`trace` must hold at least one request"),
         (f"[{TALK}\n, 5]", r"`trace line 2` must be a conversation, a JSON object; got 5"),

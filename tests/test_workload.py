@@ -284,6 +284,7 @@ def test_stretching_keeps_the_pattern(times: list[float], rate: float) -> None:
         (([0.0, 1.0], [1, 0], [1, 1]), r"`prompt\[1\]` must be a whole number of at least 1 \[tokens\]; got 0.0"),
         (([0.0, 1.0], [1, 1], [0, 1]), r"`output\[0\]` must be a whole number of at least 1"),
         (([0.0, 1.0], [1, 1.5], [1, 1]), r"`prompt\[1\]` must be a whole number"),
+        (([0.0, 1.0], [1, 1e300], [1, 1]), r"`prompt\[1\]` must be less than 2\^53 \[tokens\]; got 1e\+300"),
         (([0.0], [1, 1], [1, 1]), r"`workload` must have as many arrivals as prompts and outputs; got \(1, 2, 2\)"),
         (([], [], []), r"`workload` must hold at least one request"),
         (([0.0], [1], [1], "", -2), r"`clients` must be an integer of at least 0"),
