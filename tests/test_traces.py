@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.build import resolve
+from planner.plan import plan_scenario
 from planner.scenario import load_scenario
 from simulator.traces import read_trace, trace_formats
 from simulator.workload import Workload
@@ -257,6 +258,12 @@ def test_scenarios_have_the_arrivals_they_ask_for(kind: str, cv: float) -> None:
     gaps = np.diff(w.arrival)
     assert w.rate == pytest.approx(12.0, rel=0.25)
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.25)
+
+
+def test_a_plan_says_where_it_takes_arrivals_as_poisson() -> None:
+    few = ["traffic.requests=300", "search.trials=0", "search.shortlist=1"]
+    scenario, folder = load_scenario(overrides=[*few, "traffic.arrivals={kind: weibull, cv: 1.1}"])
+    assert any("take arrivals as Poisson" in line for line in plan_scenario(scenario, folder)["explanation"])
 
 
 def test_piecewise_rates_keep_their_own_mean_unless_a_rate_is_given() -> None:
