@@ -369,6 +369,8 @@ Written by `python studies/arrival_laws/run.py --trace FILE`, which fails when a
 
 - The piecewise rates were counted on the hour they are tested on: they show which structure is needed, not that
   tomorrow's rates are known.
+- The load and the tight replica were chosen after a first run, on the roomy one at 70 %, had shown little. The p99 of
+  the trace is that of one hour: it has no interval.
 - One hour of one service. Elsewhere gaps are burstier, and gamma or Weibull laws describe them better than Poisson
   (Xiang et al. 2025, arXiv:2505.09999); the prediction then depends on the gaps too.
 - That busy minutes bring short answers is a fact of this hour, not a law. Stretching the time axis to a load shortens
