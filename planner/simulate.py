@@ -246,7 +246,12 @@ def simulation(
             "replications": replications,
         },
         "rules": {"status": STATUS_RULE, "warmup": WARMUP_RULE},
-        "provenance": {"step_time": problem.profile.provenance, "profile": problem.profile.name, "seed": used_seed},
+        "provenance": {
+            "step_time": problem.profile.provenance,
+            "profile": problem.profile.name,
+            "seed": used_seed,
+            "traffic": problem.workload.source,
+        },
         "wall_s": sum(r.wall_s for r in runs),
     }
     return Simulation(result, tuple(r.requests for r in runs) if in_detail else (), runs[0].timeline)
