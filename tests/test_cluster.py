@@ -155,7 +155,7 @@ def test_round_robin_is_one_engine_per_turn() -> None:
         )  # fmt: skip
         np.testing.assert_array_equal(merged.completion[mine], alone.completion)
     assert merged.replicas == 3
-    assert measure(merged).utilisation <= 1.0
+    assert measure(merged).utilisation.value <= 1.0
 
 
 @pytest.mark.parametrize("routing", ["round-robin", "random"])
