@@ -118,10 +118,10 @@ def test_a_partly_filled_wave_of_attention_costs_its_share_of_a_whole_one() -> N
 
 
 def test_few_readers_stream_slower_and_full_waves_do_not() -> None:
-    """A product of one tile of 64 columns is read by 8 SMs at most (splits), s x 8 / (132 + 8 (s - 1)) of bandwidth."""
+    """A tile of 64 columns is read by 8 SMs at most (splits): they draw s x 8 / (132 + 8 (s - 1)) of the bandwidth."""
     e = Efficiency(gemm_start=0.0, split_start=0.0, gemm_stream=5.0, gemm_knee=20.0)
     n, k = 64.0, 2.0**26
-    streamed = 2 * n * k / (H100.bandwidth * e.gemm_bandwidth)
+    streamed = 2 * (n * k + n + k) / (H100.bandwidth * e.gemm_bandwidth)
     few = float(gemm_time(1, n, k, H100, e))
     assert few == pytest.approx(streamed * (132 + 8 * 4) / (5 * 8), rel=1e-3)
     full = float(gemm_time(1, 132 * 256.0, 8192.0, H100, e))

@@ -250,9 +250,9 @@ def _explanation(result: dict[str, Any]) -> list[str]:
         "wave that fades with the number of waves, larger and smaller sets of tiles. Fitted on one model and on all, "
         "none lowered the error of prefill products by more than 0.1 points on both devices.",
         "",
-        "**What follows.** Decode cannot meet the bar while the all-reduce may not fall: with the best such curve and "
-        "smoothed products it is still missed (last column). Prefill could, but only with a table of the library's "
-        "choices in place of a law, which would tell nothing about the next model.",
+        "**What follows.** Decode does not meet the bar while the all-reduce may not fall: with the best such curve "
+        "and smoothed products it is still missed (last column). Prefill would, but only with a table of the library's "
+        "choices in place of a law, which would tell little about the next model.",
     ]
 
 
