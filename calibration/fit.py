@@ -359,7 +359,7 @@ def rising_median(values: Array, weights: Array) -> Array:
     Examples
     --------
     >>> rising_median(np.array([1.0, 9.0, 2.0, 3.0, 4.0]), np.ones(5)).tolist()
-    [1.0, 3.0, 3.0, 3.0, 4.0]
+    [1.0, 2.0, 2.0, 3.0, 4.0]
     """
     pools: list[tuple[float, Array, Array]] = []
     for value, weight in zip(values, weights, strict=True):
