@@ -36,6 +36,7 @@ class Shape:
     hidden: int = 0  # width of the one hidden layer (torch); 0 is a logistic regression (no torch)
     steps: int = 200  # of L-BFGS, at most
     decay: float = 1e-3  # penalty on weights [-]
+    calibrate: bool = True  # on inner folds; where only the order of prompts matters it need not be
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,6 @@ def train(
     tiers: tuple[str, ...],
     shape: Shape | None = None,
     seed: int = 0,
-    prompt: ArrayLike | None = None,
 ) -> Predictor:
     """Return the predictor trained on prompts: penalised log loss, L-BFGS; calibrated on inner folds.
 
@@ -117,9 +117,6 @@ def train(
     shape : Shape, optional
         A logistic regression by default.
     seed : int
-    prompt : (n,) array of integers, optional
-        Number of the prompt of each row, 0, 1, ...: states of one prompt are never in different folds. By default each
-        row is a prompt.
 
     Raises
     ------
@@ -128,24 +125,18 @@ def train(
     """
     x = np.asarray(features, dtype=np.float64)
     y, weight = rescue_targets(correct)
-    fits = x.ndim == 2 and len(x) == len(y) and bool(np.isfinite(x).all())
-    require(fits, "features", f"must be finite, with a row for each row of `correct` ({len(y)})", x.shape)
+    fits = x.ndim == 2 and len(x) == len(y) >= LEAST and bool(np.isfinite(x).all())
+    require(fits, "features", f"must be finite, one row for each of at least {LEAST} prompts ({len(y)})", x.shape)
     require(y.shape[1] == 2 * len(tiers) - 1, "tiers", f"must be {(y.shape[1] + 1) // 2} names", tiers)
-    who = _prompts(prompt, len(x))
-    require(who.max(initial=-1) + 1 >= LEAST, "features", f"must be of at least {LEAST} prompts", len(x))
     names, form = output_names(tiers), shape or Shape()
     trained = _trained(x, y, weight, names, form, seed)
-    inner = fold_of(int(who.max()) + 1, INNER_FOLDS, np.random.default_rng(seed))[who]
+    if not form.calibrate:
+        return trained
+    inner = fold_of(len(x), INNER_FOLDS, np.random.default_rng(seed))
     p = _cross(x, inner, lambda at: _trained(x[at], y[at], weight[at], names, form, seed))
     rng = np.random.default_rng(seed)
     fitted = tuple(_calibrator(p[w > 0, k], y[w > 0, k], rng) for k, w in enumerate(weight.T))
     return Predictor(names, trained.mean, trained.spread, trained.weights, fitted)
-
-
-def _prompts(prompt: ArrayLike | None, n: int) -> NDArray[np.intp]:
-    who = np.arange(n) if prompt is None else np.asarray(prompt)
-    require(who.shape == (n,) and who.dtype.kind in "iu", "prompt", f"must hold {n} integers", who.shape)
-    return who.astype(np.intp)
 
 
 def _trained(x: Array, y: Array, weight: Array, names: tuple[str, ...], shape: Shape, seed: int) -> Predictor:
@@ -223,8 +214,8 @@ def _network(z: Array, y: Array, weight: Array, shape: Shape, seed: int) -> dict
     return {name: p.detach().numpy() for name, p in parameters.items()}
 
 
-def report(probability: ArrayLike, outcome: ArrayLike) -> Report:
-    """Return the scores of probabilities, (n,) each.
+def report(probability: ArrayLike, outcome: ArrayLike, fold: ArrayLike | None = None) -> Report:
+    """Return the scores of probabilities, (n,) each; ``fold`` as in :func:`auroc`.
 
     Examples
     --------
@@ -234,18 +225,30 @@ def report(probability: ArrayLike, outcome: ArrayLike) -> Report:
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
     brier = float(np.mean((p - y) ** 2))
     r2 = 1 - brier / float(y.var()) if y.var() > 0 else float("nan")
-    return Report(len(y), brier, log_loss(p, y), calibration_error(p, y), auroc(p, y), r2)
+    return Report(len(y), brier, log_loss(p, y), calibration_error(p, y), auroc(p, y, fold), r2)
 
 
-def auroc(score: Array, outcome: Array) -> float:
-    """Return P(a right prompt scores above a wrong one) + P(equal)/2, nan without both [-]."""
+def auroc(score: Array, outcome: Array, fold: ArrayLike | None = None) -> float:
+    """Return P(a right prompt scores above a wrong one) + P(equal)/2, nan without both [-].
+
+    Scores out of fold come from several predictors. With ``fold``, (n,), only prompts of one fold are compared: across
+    folds the comparison is biased below 0.5, since a fold with many right prompts was left out of its own predictor.
+    """
     from scipy.stats import rankdata
 
-    right = outcome > 0.5
-    pairs = right.sum() * (~right).sum()
-    if not pairs:
-        return float("nan")
-    return float((rankdata(score)[right].sum() - right.sum() * (right.sum() + 1) / 2) / pairs)
+    which = np.zeros(len(score), dtype=np.intp) if fold is None else np.asarray(fold)
+    above, pairs = 0.0, 0
+    for f in np.unique(which):
+        s, right = score[which == f], outcome[which == f] > 0.5
+        n = int(right.sum())
+        above += float(rankdata(s)[right].sum()) - n * (n + 1) / 2
+        pairs += n * (len(s) - n)
+    return above / pairs if pairs else float("nan")
+
+
+def folds_of(n: int, folds: int = 5, seed: int = 0) -> NDArray[np.intp]:
+    """Return the fold of each prompt in :func:`out_of_fold`, (n,)."""
+    return fold_of(n, folds, np.random.default_rng(seed))
 
 
 def out_of_fold(
@@ -255,19 +258,14 @@ def out_of_fold(
     shape: Shape | None = None,
     folds: int = 5,
     seed: int = 0,
-    prompt: ArrayLike | None = None,
 ) -> tuple[Array, dict[str, Report]]:
     """Return probabilities, each from a predictor that did not see the prompt, (n, outputs), and their reports."""
     x, (y, weight) = np.asarray(features, dtype=np.float64), rescue_targets(correct)
-    right, who = y[:, : len(tiers)], _prompts(prompt, len(y))
-    fold = fold_of(int(who.max()) + 1, folds, np.random.default_rng(seed))[who]
-
-    def fit(at: NDArray[np.bool_]) -> Predictor:
-        return train(x[at], right[at], tiers, shape, seed, np.unique(who[at], return_inverse=True)[1])
-
-    p = _cross(x, fold, fit)
+    right, fold = y[:, : len(tiers)], folds_of(len(y), folds, seed)
+    p = _cross(x, fold, lambda at: train(x[at], right[at], tiers, shape, seed))
     names = output_names(tiers)
-    return p, {n: report(p[weight[:, k] > 0, k], y[weight[:, k] > 0, k]) for k, n in enumerate(names)}
+    known = [weight[:, k] > 0 for k in range(len(names))]
+    return p, {n: report(p[at, k], y[at, k], fold[at]) for k, (n, at) in enumerate(zip(names, known, strict=True))}
 
 
 # ---------------------------------------------------------------- files

@@ -49,60 +49,45 @@ class Known:
         return Known((*self.names, *names), np.column_stack([self.covariates, more]), self.score, self.length)
 
 
-def state_features(known: Known, ran: Sequence[int]) -> Array:
-    r"""Return the features of the states in which the tiers of each mask ran, (n x masks, F), mask after mask.
+def state_features(known: Known, ran: int) -> Array:
+    r"""Return the features of the state in which the tiers of a mask ran, (n, F).
 
-    A state has columns of its own: 1, the covariates and, for each tier that ran, :math:`\ln s`, :math:`-\ln(1 - s)`
-    and :math:`\ln(1 + \text{length})`; they are 0 in all other states. A line through them is a regression for each
-    state (the weight of a first answer falls once a second is seen), a hidden layer shares what it can.
+    The covariates and, for each tier that ran, :math:`\ln s`, :math:`-\ln(1 - s)` and :math:`\ln(1 + \text{length})`:
+    a line through the first two is beta calibration of the tier's own score. Each state has a predictor of its own, as
+    the weight of a first answer falls once a second is seen.
 
     Parameters
     ----------
     known : Known
-    ran : bit masks
+    ran : int
         Bit k = tier k ran; 0 is the state before any.
 
     Raises
     ------
     InputError
-        If a mask names tiers that do not exist.
+        If the mask names tiers that do not exist.
 
     Examples
     --------
     >>> known = Known((), np.zeros((1, 0)), np.array([[0.5, 0.9]]), np.array([[0.0, 0.0]]))
-    >>> state_features(known, (0, 1)).round(2).tolist()
-    [[1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, -0.69, 0.69, 0.0]]
+    >>> state_features(known, 1).round(2).tolist()
+    [[-0.69, 0.69, 0.0]]
     """
-    blocks = [_state(known, mask) for mask in ran]
-    width, n = sum(b.shape[1] for b in blocks), len(known.score)
-    table, at = np.zeros((n * len(blocks), width)), 0
-    for i, block in enumerate(blocks):
-        table[i * n : (i + 1) * n, at : at + block.shape[1]] = block
-        at += block.shape[1]
-    return table
-
-
-def state_names(known: Known, ran: Sequence[int], tiers: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the columns of :func:`state_features`."""
-    shown = ("ln score of", "-ln(1 - score) of", *(("ln(1 + length) of",) if known.length.shape[1] else ()))
-    found = []
-    for mask in ran:
-        who = [t for k, t in enumerate(tiers) if mask >> k & 1]
-        state = " + ".join(who) or "nothing"
-        found += [f"{c} | {state} ran" for c in ("1", *known.names, *(f"{s} {t}" for t in who for s in shown))]
-    return tuple(found)
-
-
-def _state(known: Known, mask: int) -> Array:
     tiers = known.score.shape[1]
-    require(0 <= mask < 1 << tiers, "ran", f"must have bits among {tiers} tiers", mask)
-    columns = [np.ones(len(known.score)), *known.covariates.T]
+    require(0 <= ran < 1 << tiers, "ran", f"must have bits among {tiers} tiers", ran)
+    columns = [*known.covariates.T]
     for k in range(tiers):
-        if mask >> k & 1:
+        if ran >> k & 1:
             s = np.clip(known.score[:, k], EDGE, 1 - EDGE)
             columns += [np.log(s), -np.log1p(-s)]
             columns += [np.log1p(known.length[:, k])] if known.length.shape[1] else []
-    return np.column_stack(columns)
+    return np.stack(columns, axis=1) if columns else np.zeros((len(known.score), 0))
+
+
+def state_names(known: Known, ran: int, tiers: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the columns of :func:`state_features`."""
+    shown = ("ln score", "-ln(1 - score)", *(("ln(1 + length)",) if known.length.shape[1] else ()))
+    return (*known.names, *(f"{s} of {t}" for k, t in enumerate(tiers) if ran >> k & 1 for s in shown))
 
 
 # ---------------------------------------------------------------- covariates
@@ -202,6 +187,26 @@ def read_known(path: Path, samples: Samples) -> Known:
         hashed = text_features(own["prompt"].reindex(list(samples.ids)).tolist())
         known = known.joined([f"text {i}" for i in range(hashed.shape[1])], hashed)
     return known
+
+
+def pool(parts: Sequence[tuple[Samples, Known]]) -> tuple[Samples, Known]:
+    """Return the prompts of several data sets of the same tiers as one, the data set a covariate of each prompt.
+
+    Raises
+    ------
+    InputError
+        If there is no part, or tiers, signals or covariates differ.
+    """
+    require(len(parts) > 0, "parts", "must be at least one", len(parts))
+    first, known = parts[0]
+    alike = all((s.tiers, s.signal, k.names) == (first.tiers, first.signal, known.names) for s, k in parts)
+    require(alike, "parts", "must have the same tiers, signal and covariates", [s.name for s, _ in parts])
+    correct, score, cost = (np.concatenate([getattr(s, a) for s, _ in parts]) for a in ("correct", "score", "cost"))
+    covariates, length = (np.concatenate([getattr(k, a) for _, k in parts]) for a in ("covariates", "length"))
+    name, ids = " + ".join(s.name for s, _ in parts), tuple(i for s, _ in parts for i in s.ids)
+    joined = Samples(name, first.signal, first.unit, first.tiers, ids, correct, score, cost)
+    member = np.repeat(np.eye(len(parts)), [len(s.ids) for s, _ in parts], axis=0)
+    return joined, Known(known.names, covariates, score, length).joined([s.name for s, _ in parts], member)
 
 
 def _finite(rows: pd.DataFrame, of_tier: pd.DataFrame, column: str, file: str, ids: Sequence[str]) -> Array:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from theory.errors import require
 
 from .outcome_models import calibration_error
-from .predictor import Report, out_of_fold, output_names, report, rescue_targets, save, train
+from .predictor import folds_of, out_of_fold, output_names, report, rescue_targets, save, train
 from .quality_features import Known, read_known, state_features, state_names
 from .quality_readers import Samples, read_quality
 
@@ -49,8 +49,8 @@ def validate_quality(csv: Path, tiers: Sequence[str] | None = None, *, seed: int
         tiers pooled, ``ece_raw`` of the scores as they come (null where they are lengths), ``ece_by_chance`` {mean,
         p95}: what a perfectly calibrated predictor with these probabilities would show; ``right`` and ``rescue``: for
         each tier (after tiers 1..k have run) and each step, ``n``, ``brier``, ``log_loss``, ``ece``, ``auroc``, ``r2``,
-        ``interval`` {brier, log_loss, auroc, r2}, ``ece_raw``, ``ece_by_chance``, ``reliability`` [{predicted,
-        observed, n}].
+        ``interval`` {brier, log_loss, auroc, r2}, ``ece_by_chance``, ``reliability`` [{predicted, observed, n}], and
+        ``ece_raw`` of each tier.
 
     Raises
     ------
@@ -68,11 +68,8 @@ def prefixes(tiers: int) -> tuple[int, ...]:
 
 def by_state(known: Known, samples: Samples, ran: Sequence[int], seed: int) -> Array:
     """Return the probabilities of all outputs in each state, out of fold, (states, n, 2 K - 1)."""
-    n = len(samples.correct)
-    x = state_features(known, ran)
-    right, prompt = np.tile(samples.correct, (len(ran), 1)), np.tile(np.arange(n), len(ran))
-    p = out_of_fold(x, right, samples.tiers, seed=seed, prompt=prompt)[0]
-    return p.reshape(len(ran), n, -1)
+    each = [out_of_fold(state_features(known, m), samples.correct, samples.tiers, seed=seed)[0] for m in ran]
+    return np.stack(each)
 
 
 def validate_group(samples: Samples, known: Known, seed: int) -> dict[str, Any]:
@@ -84,12 +81,12 @@ def validate_group(samples: Samples, known: Known, seed: int) -> dict[str, Any]:
     own = np.stack([p[k, :, k] for k in range(K)], axis=1)
     target, weight = rescue_targets(samples.correct)
     names = output_names(samples.tiers)
-    raw = samples.score if samples.signal == "confidence" else None
+    fold = folds_of(n, seed=seed)
     right = [
-        scores(names[k], own[:, k], samples.correct[:, k], rng, None if raw is None else raw[:, k]) for k in range(K)
+        scores(names[k], own[:, k], samples.correct[:, k], fold, rng) | {"ece_raw": _raw(samples, k)} for k in range(K)
     ]
     asked = [(K + k, weight[:, K + k] > 0) for k in range(K - 1)]
-    rescue = [scores(names[o], p[o - K, at, o], target[at, o], rng) for o, at in asked]
+    rescue = [scores(names[o], p[o - K, at, o], target[at, o], fold[at], rng) for o, at in asked]
     return {
         "name": samples.name,
         "n": n,
@@ -97,31 +94,33 @@ def validate_group(samples: Samples, known: Known, seed: int) -> dict[str, Any]:
         "signal": samples.signal,
         "covariates": list(known.names),
         "ece": calibration_error(own, samples.correct),
-        "ece_raw": None if raw is None else calibration_error(raw, samples.correct),
+        "ece_raw": calibration_error(samples.score, samples.correct) if samples.signal == "confidence" else None,
         "ece_by_chance": by_chance(own.ravel(), rng),
         "right": right,
         "rescue": rescue,
     }
 
 
-def scores(name: str, p: Array, y: Array, rng: np.random.Generator, raw: Array | None = None) -> dict[str, Any]:
+def scores(name: str, p: Array, y: Array, fold: NDArray[np.intp], rng: np.random.Generator) -> dict[str, Any]:
     """Return the scores of probabilities with bootstrap intervals, beside the calibration error of chance."""
-    found = report(p, y)
-    again = [_resampled(p, y, rng) for _ in range(RESAMPLES)]
-    ends = {s: _interval([getattr(r, s) for r in again]) for s in SCORES}
+    again = []
+    for _ in range(RESAMPLES):
+        at = rng.integers(0, len(y), len(y))
+        again.append(report(p[at], y[at], fold[at]))
     return {
         "name": name,
-        **{k: (v if math.isfinite(v) else None) for k, v in asdict(found).items()},
-        "interval": ends,
-        "ece_raw": None if raw is None else calibration_error(raw, y),
+        **{k: (v if math.isfinite(v) else None) for k, v in asdict(report(p, y, fold)).items()},
+        "interval": {s: _interval([getattr(r, s) for r in again]) for s in SCORES},
         "ece_by_chance": by_chance(p, rng),
         "reliability": reliability(p, y),
     }
 
 
-def _resampled(p: Array, y: Array, rng: np.random.Generator) -> Report:
-    at = rng.integers(0, len(y), len(y))
-    return report(p[at], y[at])
+def _raw(samples: Samples, tier: int) -> float | None:
+    """Return the calibration error of the score as it comes; a length is no probability."""
+    if samples.signal != "confidence":
+        return None
+    return calibration_error(samples.score[:, tier], samples.correct[:, tier])
 
 
 def _interval(values: Sequence[float]) -> list[float] | None:
@@ -161,16 +160,15 @@ def reliability(p: Array, y: Array) -> list[dict[str, float]]:
 
 
 def save_predictors(csv: Path, folder: Path, tiers: Sequence[str] | None = None, *, seed: int = 0) -> list[Path]:
-    """Train a predictor on all prompts of each group and save it in a folder of its own; return the folders."""
+    """Train predictors on all prompts, one for each group and state of its chain; return the folders they are in."""
     folders = []
     for samples in read_quality(Path(csv), tiers):
         known = read_known(Path(csv), samples)
-        n, ran = len(samples.correct), prefixes(len(samples.tiers))
-        right, prompt = np.tile(samples.correct, (len(ran), 1)), np.tile(np.arange(n), len(ran))
-        trained = train(state_features(known, ran), right, samples.tiers, seed=seed, prompt=prompt)
-        folders.append(folder / samples.name.replace("/", "-"))
-        notes = {"file": Path(csv).name, "group": samples.name, "prompts": n, "states": list(ran), "seed": seed}
-        save(trained, folders[-1], state_names(known, ran, samples.tiers), notes)
+        for count, ran in enumerate(prefixes(len(samples.tiers))):
+            trained = train(state_features(known, ran), samples.correct, samples.tiers, seed=seed)
+            folders.append(folder / samples.name.replace("/", "-") / f"after-{count}")
+            notes = {"file": Path(csv).name, "group": samples.name, "prompts": len(samples.correct), "seed": seed}
+            save(trained, folders[-1], state_names(known, ran, samples.tiers), notes | {"ran": samples.tiers[:count]})
     return folders
 
 

@@ -32,13 +32,11 @@ def known(n: int = 50, seed: int = 0) -> Known:
 def test_a_tier_that_did_not_run_is_not_seen() -> None:
     first, other = known(), known()
     other.score[:, 1], other.length[:, 1] = 0.123, 7.0
-    masks = (0, 1)
-    assert np.array_equal(state_features(first, masks), state_features(other, masks))
-    assert not np.array_equal(state_features(first, (3,)), state_features(other, (3,)))  # it is, once it ran
-    table = state_features(first, (0, 1, 3))
-    assert table.shape == (150, len(state_names(first, (0, 1, 3), TIERS))) == (150, 2 + 5 + 8)
-    assert not table[:50, 2:].any()
-    assert not table[50:100, :2].any()
+    for ran in (0, 1):
+        assert np.array_equal(state_features(first, ran), state_features(other, ran))
+    assert not np.array_equal(state_features(first, 3), state_features(other, 3))  # it is, once it ran
+    for ran, width in ((0, 1), (1, 4), (3, 7)):
+        assert state_features(first, ran).shape == (50, len(state_names(first, ran, TIERS))) == (50, width)
 
 
 def test_belief_sharpens_with_each_tier() -> None:
@@ -49,10 +47,8 @@ def test_belief_sharpens_with_each_tier() -> None:
     right = (rng.random((n, 2)) < expit(ease[:, None] + (0.0, 1.0))).astype(float)
     score = expit(ease[:, None] + rng.normal(0, 2, (n, 2)))
     of = Known((), np.zeros((n, 0)), score, np.zeros((n, 0)))
-    masks = (0, 1, 3)
-    x, who = state_features(of, masks), np.tile(np.arange(n), 3)
-    p = out_of_fold(x, np.tile(right, (3, 1)), TIERS, prompt=who)[0]
-    brier = [float(((p[i * n : (i + 1) * n, 0] - right[:, 0]) ** 2).mean()) for i in range(3)]
+    brier = [out_of_fold(state_features(of, ran), right, TIERS)[1]["small right"].brier for ran in (0, 1, 3)]
+    assert brier[0] == pytest.approx(0.25, abs=0.01)
     assert brier[0] > brier[1] + 0.03 > brier[2] + 0.04
 
 
@@ -117,7 +113,7 @@ def test_read_in_the_order_of_the_samples(tmp_path: Path) -> None:
 
 def test_refusals() -> None:
     with pytest.raises(InputError, match="`ran` must have bits among 2 tiers"):
-        state_features(known(), (4,))
+        state_features(known(), 4)
     with pytest.raises(InputError, match="`covariates` must be finite"):
         known().joined(("y",), np.full(50, np.nan))
     with pytest.raises(InputError, match="`turn` must be at least 1"):

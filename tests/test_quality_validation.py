@@ -16,7 +16,7 @@ from calibration.outcome_models import calibration_error
 from calibration.predictor import load
 from calibration.quality_features import Known, read_known, state_features
 from calibration.quality_readers import Samples, read_quality
-from calibration.quality_validation import by_chance, prefixes, reliability, validate_group, validate_quality
+from calibration.quality_validation import by_chance, reliability, validate_group, validate_quality
 from theory.errors import InputError
 
 QUALITY = Path(__file__).resolve().parents[2] / "shared" / "data" / "quality"
@@ -103,12 +103,11 @@ def test_command_line(tmp_path: Path) -> None:
     assert "toy/t: 120 prompts" in done.stdout
     assert json.loads((tmp_path / "out" / "quality.json").read_text())["by_group"][0]["n"] == 120
     assert (tmp_path / "out" / "reliability.png").stat().st_size > 10_000
-    kept = load(tmp_path / "out" / "toy-t")
     (samples,) = read_quality(path)
-    x = state_features(read_known(path, samples), prefixes(3))
-    head = json.loads((tmp_path / "out" / "toy-t" / "predictor.json").read_text())
-    assert len(head["features"]) == x.shape[1]
-    assert kept(x).shape == (480, 5)
+    x = state_features(read_known(path, samples), 0b011)
+    folder = tmp_path / "out" / "toy-t" / "after-2"
+    assert len(json.loads((folder / "predictor.json").read_text())["features"]) == x.shape[1]
+    assert load(folder)(x).shape == (120, 5)
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def quality(result: dict[str, Any]) -> None:
     for g in result["by_group"]:
         table = _table(f"{g['name']}: {g['n']} prompts, signal {g['signal']}", "predicted", *columns)
         for e in (*g["right"], *g["rescue"]):
-            numbers = (_or_none(e[k], "{:.3f}") for k in ("brier", "log_loss", "auroc", "r2", "ece_raw", "ece"))
+            numbers = (_or_none(e.get(k), "{:.3f}") for k in ("brier", "log_loss", "auroc", "r2", "ece_raw", "ece"))
             table.add_row(e["name"], str(e["n"]), *numbers, f"{e['ece_by_chance']['mean']:.3f}")
         chance = g["ece_by_chance"]["mean"]
         table.add_row(
