@@ -29,9 +29,10 @@ Index = NDArray[np.intp]
 
 CATEGORIES = ("simple", "medium", "complex")
 FOLDS = 5
-INNER_FOLDS = 3  # of the training prompts: no prompt's posterior comes from a fit that saw its outcome
+INNER_FOLDS = 3  # of the training prompts: a posterior after a tier ran comes from a fit that did not see the outcome
 LEVELS, WIDTH = 10, 0.7  # of the signals, and the smearing of the table [levels]
 LINE = Shape(calibrate=False)  # cross-fitted beta features are calibrated to what levels and table can tell
+SHOWN = (3.0, 10.0, 30.0)  # lambdas at which categories are compared [calls of the top tier per correct answer]
 RESAMPLES = 400
 TOLERANCE = 1e-5  # of the frontiers [-]
 FEWEST = 60  # prompts of a category in training: fewer make no table of 10 levels [-]
@@ -63,17 +64,22 @@ class Decisions:
 
 
 def posteriors(known: Known, samples: Samples, at: Index, new: Index, seed: int) -> tuple[Posteriors, Posteriors]:
-    """Return the posteriors of the training prompts ``at``, cross-fitted, and of the ``new`` ones."""
+    """Return the posteriors of the training prompts ``at`` and of the ``new`` ones.
+
+    Those of training prompts are cross-fitted once a tier ran. Before, one predictor speaks for all: where the data set
+    is all that is known, predictors of several folds would tell equal prompts apart.
+    """
     K = len(samples.tiers)
     masks = (0, *(1 << k for k in range(K)), (1 << K) - 1)
     fold = fold_of(len(at), INNER_FOLDS, np.random.default_rng(seed))
     inside, outside = np.empty((len(masks), len(at), K)), np.empty((len(masks), len(new), K))
     for i, mask in enumerate(masks):
         x = state_features(known, mask)
-        for f in range(INNER_FOLDS):
+        whole = train(x[at], samples.correct[at], samples.tiers, LINE, seed)
+        inside[i], outside[i] = whole(x[at])[:, :K], whole(x[new])[:, :K]
+        for f in range(INNER_FOLDS if mask else 0):
             model = train(x[at[fold != f]], samples.correct[at[fold != f]], samples.tiers, LINE, seed)
             inside[i, fold == f] = model(x[at[fold == f]])[:, :K]
-        outside[i] = train(x[at], samples.correct[at], samples.tiers, LINE, seed)(x[new])[:, :K]
     own = np.arange(K)
     return tuple(Posteriors(p[0], p[1 + own, :, own].T, p[-1]) for p in (inside, outside))  # type: ignore[return-value]
 
@@ -161,6 +167,7 @@ def compare(samples: Samples, known: Known, seed: int = 0) -> dict[str, Any]:
         ``area`` and ``area_interval`` {``own_signal``, ``posterior``, ``category``, ``singles``}: the scores of the
         tiers alone; posteriors with covariates and lengths as signals; these with a frontier for each category; single
         tiers. ``gain`` {``posterior``, ``category``}: differences to the line before, with paired bootstrap intervals.
+        ``split``: quality lost if each category is given the same budget instead of the same lambda.
         ``categories``: for each its ``share``, ``accuracy`` of the tiers, and at some ``lambda_top`` (lambda in calls
         of the top tier) the realised ``cost``, ``quality``, ``stop`` shares and ``first`` shares of the tiers; its
         ``frontier`` over all lambdas.
@@ -194,13 +201,40 @@ def compare(samples: Samples, known: Known, seed: int = 0) -> dict[str, Any]:
         "area": {name: float(a[0]) for name, a in areas.items()},
         "area_interval": {name: _ends(a[1:]) for name, a in areas.items()},
         "gain": {name: {"value": float(g[0]), "interval": _ends(g[1:])} for name, g in gains.items()},
+        "split": equal_budgets(found["category"]),
         "categories": by_category(samples, found["category"]),
     }
 
 
-def by_category(
-    samples: Samples, done: Decisions, shown: tuple[float, ...] = (3.0, 10.0, 30.0)
-) -> list[dict[str, Any]]:
+def equal_budgets(done: Decisions, shown: tuple[float, ...] = SHOWN) -> list[dict[str, float]]:
+    """Return the quality at one lambda for all, and if its mean cost is made the budget of each category, out of fold.
+
+    A budget is met by mixing the policies of two lambdas; the cheapest policy is kept where the budget is below it.
+    """
+    groups = [done.category == x for x in range(int(done.category.max()) + 1)]
+    found = []
+    for i in (int(np.abs(np.log(LAMBDAS / v)).argmin()) for v in shown):
+        budget = done.cost[i].mean()
+        quality = spent = 0.0
+        for at in groups:
+            cost, right = done.cost[:, at].mean(axis=1), done.quality[:, at].mean(axis=1)
+            order = np.argsort(cost, kind="stable")
+            own = float(np.clip(budget, cost.min(), cost.max()))
+            quality += at.mean() * float(np.interp(own, cost[order], right[order]))
+            spent += at.mean() * own
+        found.append(
+            {
+                "lambda_top": float(LAMBDAS[i]),
+                "cost": float(budget),
+                "quality": float(done.quality[i].mean()),
+                "cost_if_split": spent,
+                "quality_if_split": quality,
+            }
+        )
+    return found
+
+
+def by_category(samples: Samples, done: Decisions, shown: tuple[float, ...] = SHOWN) -> list[dict[str, Any]]:
     """Return share, accuracy, frontier and, at some lambdas, stop shares of each category."""
     K = len(samples.tiers)
     found = []

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from theory.errors import refuse, require
@@ -26,6 +25,7 @@ Array = NDArray[np.float64]
 
 FORMAT = "tierwise-predictor-2"
 INNER_FOLDS = 3  # of the training prompts, whose out-of-fold probabilities the calibration is fitted to [-]
+CLOSE = 1e-7  # a Newton step below this ends a logistic regression [log odds per standard deviation]
 LEAST = 20  # prompts, of which the calibration of an output needs as many with and without the event [-]
 
 
@@ -34,7 +34,7 @@ class Shape:
     """What is trained and how long."""
 
     hidden: int = 0  # width of the one hidden layer (torch); 0 is a logistic regression (no torch)
-    steps: int = 200  # of L-BFGS, at most
+    steps: int = 100  # of Newton's method, or of L-BFGS with a hidden layer, at most
     decay: float = 1e-3  # penalty on weights [-]
     calibrate: bool = True  # on inner folds; where only the order of prompts matters it need not be
 
@@ -105,7 +105,7 @@ def train(
     shape: Shape | None = None,
     seed: int = 0,
 ) -> Predictor:
-    """Return the predictor trained on prompts: penalised log loss, L-BFGS; calibrated on inner folds.
+    """Return the predictor trained on prompts: penalised log loss; calibrated on inner folds.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def _cross(x: Array, fold: NDArray[np.intp], fit: Callable[[NDArray[np.bool_]], 
 
 def _calibrator(p: Array, y: Array, rng: np.random.Generator) -> Calibrator | None:
     """Return the calibrator of smallest held-back log loss; None where there is too little to fit one to."""
-    return best_calibrator(p, y, rng) if LEAST <= y.sum() <= len(y) - LEAST else None
+    return best_calibrator(p, y, rng, INNER_FOLDS) if LEAST <= y.sum() <= len(y) - LEAST else None
 
 
 def _fit(z: Array, y: Array, weight: Array, shape: Shape, seed: int) -> dict[str, Array]:
@@ -170,18 +170,26 @@ def _fit(z: Array, y: Array, weight: Array, shape: Shape, seed: int) -> dict[str
 
 
 def _line(z: Array, y: Array, weight: Array, shape: Shape) -> Array:
-    """Return slopes and intercept of one output, (features + 1,): convex, so no torch and no start to choose."""
+    """Return slopes and intercept of one output, (features + 1,): convex, so Newton's steps and no torch."""
+    x = np.column_stack([z, np.ones(len(z))])
+    ridge = np.append(np.full(z.shape[1], 2 * shape.decay), 1e-9)
 
-    def loss(w: Array) -> tuple[float, Array]:
-        h = z @ w[:-1] + w[-1]
-        residual = weight * (expit(h) - y)
-        value = weight @ (np.logaddexp(0, h) - y * h) + shape.decay * w[:-1] @ w[:-1]
-        return float(value), np.append(z.T @ residual + 2 * shape.decay * w[:-1], residual.sum())
+    def loss(w: Array) -> float:
+        h = x @ w
+        return float(weight @ (np.logaddexp(0, h) - y * h) + 0.5 * ridge @ w**2)
 
-    start = np.zeros(z.shape[1] + 1)
-    return np.asarray(
-        minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": shape.steps, "gtol": 1e-7}).x
-    )
+    w = np.zeros(x.shape[1])
+    for _ in range(shape.steps):
+        p = expit(x @ w)
+        gradient = x.T @ (weight * (p - y)) + ridge * w
+        step = np.linalg.solve((x.T * (weight * p * (1 - p))) @ x + np.diag(ridge), gradient)
+        size, before = 1.0, loss(w)
+        while loss(w - size * step) > before and size > 1e-6:  # far from the optimum a full step may overshoot
+            size /= 2
+        w = w - size * step
+        if np.abs(size * step).max() < CLOSE:
+            break
+    return w
 
 
 def _network(z: Array, y: Array, weight: Array, shape: Shape, seed: int) -> dict[str, Array]:
@@ -201,7 +209,9 @@ def _network(z: Array, y: Array, weight: Array, shape: Shape, seed: int) -> dict
         optimiser.zero_grad()
         h = torch.tanh(x @ parameters["w1"] + parameters["b1"]) @ parameters["w2"] + parameters["b2"]
         each = torch.nn.functional.binary_cross_entropy_with_logits(h, t, weight=w, reduction="sum")
-        total = each / w.sum() + shape.decay * ((parameters["w1"] ** 2).sum() + (parameters["w2"] ** 2).sum())
+        total: torch.Tensor = each / w.sum() + shape.decay * (
+            (parameters["w1"] ** 2).sum() + (parameters["w2"] ** 2).sum()
+        )
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
@@ -317,7 +327,7 @@ def load(folder: Path) -> Predictor:
     calibrators = tuple(
         Calibrator(m, arrays[f"at{k}"], arrays[f"value{k}"]) if m else None for k, m in enumerate(methods)
     )
-    weights = {name: arrays[name] for name in ("w1", "b1", "w2", "b2") if name in arrays}
+    weights: dict[str, Array] = {name: arrays[name] for name in ("w1", "b1", "w2", "b2") if name in arrays}
     found = Predictor(outputs, arrays["mean"], arrays["spread"], weights, calibrators)
     last = weights.get("b2", weights["b1"])
     fits = weights["w1"].shape[0] == len(found.mean) == len(found.spread) and len(last) == len(outputs) == len(methods)

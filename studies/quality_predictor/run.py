@@ -21,7 +21,7 @@ import numpy as np
 
 from calibration.predictor import folds_of, report
 from calibration.quality_features import Known, pool, read_known
-from calibration.quality_readers import Samples, read_quality
+from calibration.quality_readers import DEFAULT_TIERS, Samples, read_quality
 from calibration.quality_validation import by_state, plot_reliability, prefixes, validate_group
 
 HERE = Path(__file__).parent
@@ -74,17 +74,18 @@ def judged(p: np.ndarray, samples: Samples, at: np.ndarray | slice = slice(None)
     return {m: [getattr(r, m) for r in each] for m in ("log_loss", "auroc", "r2", "ece")}
 
 
-def ablation(samples: Samples, known: Known) -> dict[str, Any]:
-    """Return what each group of features brings to P(tier k right)."""
+def ablation(samples: Samples, known: Known, right: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what each group of features brings to P(tier k right); ``right`` is judged with all of them."""
     K = len(samples.tiers)
     alone, chain = tuple(1 << k for k in range(K)), prefixes(K)[1:]
-    found = {
-        "own score": judged(by_state(plain(known), samples, alone, 0), samples),
+    found = {"own score": judged(by_state(plain(known), samples, alone, 0), samples)}
+    every = {m: [e[m] for e in right] for m in ("log_loss", "auroc", "r2", "ece")}
+    if samples.signal != "confidence":  # the score is the length
+        return found | {"+ earlier tiers": every}
+    return found | {
         "+ earlier tiers": judged(by_state(plain(known), samples, chain, 0), samples),
+        "+ lengths": every,
     }
-    if samples.signal == "confidence":
-        found["+ lengths"] = judged(by_state(known, samples, chain, 0), samples)
-    return found
 
 
 def pooled(parts: list[tuple[Samples, Known]]) -> dict[str, Any]:
@@ -124,12 +125,13 @@ def analyse(data: Path, quick: bool) -> dict[str, Any]:
     parts = parts[:1] if quick else parts
     found = []
     for samples, known in parts:
-        entry = validate_group(samples, known, 0) | {"features": ablation(samples, known)}
+        entry = validate_group(samples, known, 0)
+        entry["features"] = ablation(samples, known, entry["right"])
         for e, right in zip(entry["right"], samples.correct.T, strict=True):
             e["r2_on_labels_of_a_rule"] = on_labels_of_a_rule(e["r2"], float(right.var()))
         found.append(entry | {"shuffled": shuffled(samples, known)})
     names = {s.tiers for s, _ in parts if s.signal == "confidence"}
-    chains = [[(s, k) for s, k in parts if s.tiers == t] for t in sorted(names)]
+    chains = [[(s, k) for s, k in parts if s.tiers == t] for t in sorted(names) if t in DEFAULT_TIERS]
     together = [pooled(c) for c in chains if len(c) > 1]
     return {"verdicts": verdicts(found), "by_group": found, "one_for_all": together}
 
