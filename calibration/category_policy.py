@@ -269,7 +269,7 @@ def by_category(samples: Samples, done: Decisions, shown: tuple[float, ...] = SH
 
 
 def _shares(tier: Index, K: int) -> list[float]:
-    return (np.bincount(tier, minlength=K) / max(len(tier), 1)).tolist()
+    return [float(s) for s in np.bincount(tier, minlength=K) / max(len(tier), 1)]
 
 
 def _ends(values: Array) -> list[float] | None:

@@ -148,7 +148,7 @@ def text_features(texts: Sequence[str], width: int = WIDTH) -> Array:
         for gram, count in zip(grams, counts, strict=True):
             code = zlib.crc32(str(gram).encode())
             row[(code >> 1) % width] += (1 if code & 1 else -1) * np.log1p(count)
-    return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), EDGE)
+    return np.asarray(table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), EDGE))
 
 
 # ---------------------------------------------------------------- files
