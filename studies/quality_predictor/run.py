@@ -133,7 +133,8 @@ def analyse(data: Path, quick: bool) -> dict[str, Any]:
     names = {s.tiers for s, _ in parts if s.signal == "confidence"}
     chains = [[(s, k) for s, k in parts if s.tiers == t] for t in sorted(names) if t in DEFAULT_TIERS]
     together = [pooled(c) for c in chains if len(c) > 1]
-    return {"verdicts": verdicts(found), "by_group": found, "one_for_all": together}
+    decided = {name: bool(v) for name, v in verdicts(found).items()}
+    return {"verdicts": decided, "by_group": found, "one_for_all": together}
 
 
 def mean(entry: dict[str, Any], of: str, metric: str = "log_loss", start: int = 0) -> float:
