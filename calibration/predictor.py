@@ -269,13 +269,16 @@ def out_of_fold(
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[Array, dict[str, Report]]:
-    """Return probabilities, each from a predictor that did not see the prompt, (n, outputs), and their reports."""
+    """Return probabilities, each from a predictor that did not see the prompt, (n, outputs), and their reports.
+
+    There is no report on a rescue from a tier that is never wrong.
+    """
     x, (y, weight) = np.asarray(features, dtype=np.float64), rescue_targets(correct)
     right, fold = y[:, : len(tiers)], folds_of(len(y), folds, seed)
     p = _cross(x, fold, lambda at: train(x[at], right[at], tiers, shape, seed))
     names = output_names(tiers)
-    known = [weight[:, k] > 0 for k in range(len(names))]
-    return p, {n: report(p[at, k], y[at, k], fold[at]) for k, (n, at) in enumerate(zip(names, known, strict=True))}
+    known = {n: (k, weight[:, k] > 0) for k, n in enumerate(names) if weight[:, k].any()}
+    return p, {n: report(p[at, k], y[at, k], fold[at]) for n, (k, at) in known.items()}
 
 
 # ---------------------------------------------------------------- files

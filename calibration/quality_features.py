@@ -174,8 +174,10 @@ def read_known(path: Path, samples: Samples) -> Known:
     columns = [c for c in table.columns if c.startswith("feature_")]
     values = [_finite(rows, own, c, path.name, samples.ids) for c in columns]
     if "prompt_tokens" in table.columns:
-        columns.append("ln prompt_tokens")
-        values.append(np.log1p(np.maximum(_finite(rows, own, "prompt_tokens", path.name, samples.ids), 0.0)))
+        tokens = _finite(rows, own, "prompt_tokens", path.name, samples.ids)
+        require(bool(np.all(tokens >= 0)), "prompt_tokens", f"must be at least 0 in {path.name}", float(tokens.min()))
+        columns.append("ln(1 + prompt_tokens)")
+        values.append(np.log1p(tokens))
     length = np.zeros((len(samples.ids), 0))
     if samples.signal == "confidence" and "output_tokens" in table.columns:
         each = [rows[rows["model"] == t].set_index("sample_id", drop=False) for t in samples.tiers]

@@ -7,6 +7,7 @@ that tier k gets wrong. Each prompt is judged by a predictor (and a calibration)
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from theory.errors import require
 
 from .outcome_models import calibration_error
-from .predictor import folds_of, out_of_fold, output_names, report, rescue_targets, save, train
+from .predictor import LEAST, folds_of, out_of_fold, output_names, report, rescue_targets, save, train
 from .quality_features import Known, read_known, state_features, state_names
 from .quality_readers import Samples, read_quality
 
@@ -48,15 +49,16 @@ def validate_quality(csv: Path, tiers: Sequence[str] | None = None, *, seed: int
         ``by_group``: for each data set and chain ``name``, ``n``, ``tiers``, ``signal``, ``covariates``; ``ece`` of all
         tiers pooled, ``ece_raw`` of the scores as they come (null where they are lengths), ``ece_by_chance`` {mean,
         p95}: what a perfectly calibrated predictor with these probabilities would show; ``right`` and ``rescue``: for
-        each tier (after tiers 1..k have run) and each step, ``n``, ``brier``, ``log_loss``, ``ece``, ``auroc``, ``r2``,
-        ``interval`` {brier, log_loss, auroc, r2}, ``ece_by_chance``, ``reliability`` [{predicted, observed, n}], and
-        ``ece_raw`` of each tier.
+        each tier (after tiers 1..k have run) and each step (from a tier wrong on at least 20 prompts), ``n``,
+        ``brier``, ``log_loss``, ``ece``, ``auroc``, ``r2``, ``interval`` {brier, log_loss, auroc, r2},
+        ``ece_by_chance``, ``reliability`` [{predicted, observed, n}], and ``ece_raw`` of each tier.
 
     Raises
     ------
     InputError
         If the file is refused, or a group has fewer than 50 prompts.
     """
+    require(seed >= 0, "seed", "must be at least 0 [-]", seed)
     groups = [validate_group(s, read_known(Path(csv), s), seed) for s in read_quality(Path(csv), tiers)]
     return {"by_group": groups, "folds": 5, "seed": seed}
 
@@ -85,7 +87,7 @@ def validate_group(samples: Samples, known: Known, seed: int) -> dict[str, Any]:
     right = [
         scores(names[k], own[:, k], samples.correct[:, k], fold, rng) | {"ece_raw": _raw(samples, k)} for k in range(K)
     ]
-    asked = [(K + k, weight[:, K + k] > 0) for k in range(K - 1)]
+    asked = [(o, weight[:, o] > 0) for o in range(K, 2 * K - 1) if weight[:, o].sum() >= LEAST]
     rescue = [scores(names[o], p[o - K, at, o], target[at, o], fold[at], rng) for o, at in asked]
     return {
         "name": samples.name,
@@ -166,7 +168,7 @@ def save_predictors(csv: Path, folder: Path, tiers: Sequence[str] | None = None,
         known = read_known(Path(csv), samples)
         for count, ran in enumerate(prefixes(len(samples.tiers))):
             trained = train(state_features(known, ran), samples.correct, samples.tiers, seed=seed)
-            folders.append(folder / samples.name.replace("/", "-") / f"after-{count}")
+            folders.append(folder / re.sub(r"[^\w-]+", "-", samples.name) / f"after-{count}")
             notes = {"file": Path(csv).name, "group": samples.name, "prompts": len(samples.correct), "seed": seed}
             save(trained, folders[-1], state_names(known, ran, samples.tiers), notes | {"ran": samples.tiers[:count]})
     return folders

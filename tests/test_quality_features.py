@@ -102,13 +102,15 @@ def test_read_in_the_order_of_the_samples(tmp_path: Path) -> None:
     path = quality_table(tmp_path / "q.csv", feature_one=3.5, prompt="add two")
     (samples,) = read_quality(path)
     found = read_known(path, samples)
-    assert found.names[:2] == ("feature_one", "ln prompt_tokens")
+    assert found.names[:2] == ("feature_one", "ln(1 + prompt_tokens)")
     assert found.covariates[:, 0].tolist() == [3.5] * 6
     assert np.allclose(np.expm1(found.covariates[:, 1]), 10 + np.arange(6))
     assert found.length.tolist() == [[i, 5 + i] for i in range(6)]
     assert len(found.names) == 2 + 128
     with pytest.raises(InputError, match=r"`feature_one` must be a finite number in q.csv, line \d+; got 'nan'"):
         read_known(quality_table(tmp_path / "q.csv", feature_one="nan"), samples)
+    with pytest.raises(InputError, match=r"`prompt_tokens` must be at least 0 in q\.csv; got -3"):
+        read_known(quality_table(tmp_path / "q.csv", prompt_tokens=-3), samples)
 
 
 def test_refusals() -> None:

@@ -110,9 +110,20 @@ def test_command_line(tmp_path: Path) -> None:
     assert load(folder)(x).shape == (120, 5)
 
 
+def test_a_tier_that_is_never_wrong_is_no_trouble(tmp_path: Path) -> None:
+    samples = toy(80, 0)
+    samples.correct[:, 0] = 1.0
+    (found,) = validate_quality(written(tmp_path / "toy.csv", samples))["by_group"]
+    assert [e["name"] for e in found["rescue"]] == ["c rescues b"]
+    assert found["right"][0]["auroc"] is None
+    assert json.dumps(found, allow_nan=False)
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`csv` must hold at least 50 prompts of toy/t; got 49"):
         validate_quality(written(tmp_path / "toy.csv", toy(49, 0)))
+    with pytest.raises(InputError, match="`seed` must be at least 0"):
+        validate_quality(tmp_path / "toy.csv", seed=-1)
 
 
 @pytest.mark.skipif(not QUALITY.is_dir(), reason="the quality tables are not at hand")
