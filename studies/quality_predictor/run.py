@@ -1,4 +1,4 @@
-"""Claim: out of fold, P(tier right) is calibrated to 0.02; whether the next tier rescues is hardly predictable.
+"""Claim: out of fold, P(tier right) is calibrated to 0.02; little can be told of whether the next tier rescues.
 
 Every table with at least 1000 prompts, every model with a price or a size in it. Five folds by prompt; calibration is
 chosen on folds inside the training folds. Negative control: the outcomes of other prompts.
@@ -206,6 +206,7 @@ def readme(result: dict[str, Any]) -> str:
         for name in c["+ set"]
     ]
     r2 = [e["r2"] for g in result["by_group"] for e in g["right"]]
+    above = [f"{g['name']}: {e['name']}" for g in result["by_group"] for e in g["rescue"] if e["r2"] > 0.05]
     return README.format(
         verdicts="\n".join(f"- {name}: **{'yes' if v else 'no'}**" for name, v in result["verdicts"].items()),
         sets="\n".join(sets),
@@ -214,6 +215,9 @@ def readme(result: dict[str, Any]) -> str:
         features="\n".join(features),
         noise="\n".join(noise),
         pools="\n".join(pools),
+        above=len(above),
+        cases=sum(len(g["rescue"]) for g in result["by_group"]),
+        which="; ".join(above) or "none",
         low=min(r2),
         high=max(r2),
     )
@@ -231,7 +235,7 @@ def _list(values: list[float]) -> str:
 README = """# The quality predictor on real outcomes, out of fold
 
 **Claim.** What a tier's answer shows of itself (confidence, length, the answers before it) gives a probability of being
-right that is calibrated to 0.02. It gives next to nothing about whether the next tier would rescue a wrong answer.
+right that is calibrated to 0.02. It tells little about whether the next tier would rescue a wrong answer.
 
 {verdicts}
 
@@ -277,8 +281,8 @@ Among prompts that tier k gets wrong, P(tier k + 1 right) from everything seen s
 {rescue}
 
 Low confidence says that the answer in hand is likely wrong; a wrong answer is then rescued with nearly the same
-probability whatever its confidence. So a cascade on these signals buys the share of wrong answers, and does not
-recognise the hopeless prompts. The exceptions are between small models (3B and less) on TriviaQA.
+probability whatever its confidence. R2 exceeds 0.05 in {above} of {cases} cases ({which}). So a cascade on these
+signals buys the share of wrong answers, and hardly recognises the hopeless prompts.
 
 ## What each group of features brings
 
