@@ -292,6 +292,30 @@ def validate_cascade(
     _emit(evaluate(csv, chosen, seed=seed or 0), show.cascades, format, output, "cascade.json")
 
 
+@validate_app.command("quality")
+def validate_quality(
+    csv: Annotated[Path, typer.Argument(help="per-sample quality of model tiers, CSV or gzip CSV")],
+    tiers: Annotated[
+        str | None, typer.Option(help="models from cheap to dear, comma-separated; a default by file")
+    ] = None,
+    seed: SeedOption = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """P(tier right) and P(next tier rescues), out of fold; --output keeps predictors trained on all prompts."""
+    from calibration import quality_validation as quality
+
+    from . import show
+
+    chosen = tuple(name.strip() for name in tiers.split(",")) if tiers else None
+    result = quality.validate_quality(csv, chosen, seed=seed or 0)
+    if output is not None:
+        _folder(output)
+        quality.plot_reliability(result, output / "reliability.png")
+        quality.save_predictors(csv, output, chosen, seed=seed or 0)
+    _emit(result, show.quality, format, output, "quality.json")
+
+
 @app.command()
 def fit(
     directory: Annotated[Path, typer.Argument(help="folder of kernel measurements")],

@@ -241,6 +241,22 @@ def cascades(result: dict[str, Any]) -> None:
     console.print(plans)
 
 
+def quality(result: dict[str, Any]) -> None:
+    """Print how good a quality predictor is, out of fold."""
+    console = _console()
+    columns = ("n", "Brier", "log loss", "AUROC", "R2", "ECE raw", "ECE", "by chance")
+    for g in result["by_group"]:
+        table = _table(f"{g['name']}: {g['n']} prompts, signal {g['signal']}", "predicted", *columns)
+        for e in (*g["right"], *g["rescue"]):
+            numbers = (_or_none(e.get(k), "{:.3f}") for k in ("brier", "log_loss", "auroc", "r2", "ece_raw", "ece"))
+            table.add_row(e["name"], str(e["n"]), *numbers, f"{e['ece_by_chance']['mean']:.3f}")
+        chance = g["ece_by_chance"]["mean"]
+        table.add_row(
+            "all tiers right", "", *[""] * 4, _or_none(g["ece_raw"], "{:.3f}"), f"{g['ece']:.3f}", f"{chance:.3f}"
+        )
+        console.print(table)
+
+
 def _or_none(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
