@@ -269,7 +269,7 @@ class Fitted:
     def along(self, subset: tuple[int, ...], test: Indices) -> Candidates:
         """Return the best mixture at each budget, in expectation, on the test prompts, (budgets, test prompts)."""
         curve = self.frontier(subset)
-        done = [self._run(v.policy, subset, test) for v in curve.vertices]
+        done = [self.run(v.policy, subset, test) for v in curve.vertices]
         low, high, gamma = _between(curve.cost, self.price[0] + BUDGETS * (self.price[-1] - self.price[0]))
         return _mixed(Candidates(np.stack([d[0] for d in done]), np.stack([d[1] for d in done])), low, high, gamma)
 
@@ -289,7 +289,7 @@ class Fitted:
             mixture = curve.at_quality(float(np.clip(wanted, v[0].quality, v[-1].quality)))
             g, policies = mixture.gamma, (mixture.low.policy, mixture.high.policy)
             for at, keep in ((test, True), (train, False)):
-                low, high = (self._run(p, every, at) for p in policies)
+                low, high = (self.run(p, every, at) for p in policies)
                 spent, right = ((1 - g) * a + g * b for a, b in zip(low, high, strict=True))
                 if keep:
                     cost.append(spent)
@@ -300,7 +300,7 @@ class Fitted:
             expected.append((mixture.cost, mixture.quality))
         return Candidates(np.array(cost), np.array(quality)), np.array(expected), np.array(width)
 
-    def _run(self, policy: Policy, subset: tuple[int, ...], at: Indices) -> tuple[Array, Array]:
+    def run(self, policy: Policy, subset: tuple[int, ...], at: Indices) -> tuple[Array, Array]:
         """Return what a policy costs and whether it is right on the prompts ``at``, (len(at),) each."""
         chosen = np.array(subset)
         visited, answer = execute(policy, self.level[np.ix_(at, chosen)])

@@ -102,6 +102,7 @@ def test_intervals_of_the_prediction_cover_what_other_prompts_show() -> None:
 def test_result_is_json_and_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv, "RECIPES", cv.RECIPES[:2])  # three validations: keep them short
     monkeypatch.setattr(cv, "LEVELS", 6)
+    monkeypatch.setattr(cv, "RESAMPLES", 20)
     path = table(tmp_path / "toy.csv", 120, 1)
     first, second = (json.dumps(validate_cascade(path, seed=3), allow_nan=False) for _ in range(2))
     assert first == second
