@@ -132,9 +132,9 @@ shared with other work: times are upper bounds.
 |---|---|---|---|---|---|---|---|
 {rows}
 
-The prompts are counted once into a table of signal vectors; from there the time depends on the states and vertices, not
-on the prompts. Smeared levels cost little more: prompts of one level share their law, so the counts are smeared instead
-of every prompt (3.4 s before, at 10,000 prompts).
+The prompts are counted once into a table of signal vectors, in time proportional to their number; solving then depends
+on the states and vertices only. Smeared levels cost little more: prompts of one level share their law, so the counts
+are smeared instead of every prompt.
 
 ## What it does not say
 
