@@ -499,6 +499,27 @@ class Draws(NamedTuple):
     length: Array  # (n, K) length of the answer, in the unit of the lengths fitted
 
 
+def resample(correct: ArrayLike, level: ArrayLike, length: ArrayLike, n: int, rng: np.random.Generator) -> Draws:
+    """Return n real prompts drawn with replacement, each with all that it showed: no model between data and simulator.
+
+    Raises
+    ------
+    InputError
+        If shapes disagree, or data are refused as in :func:`latent_classes`.
+
+    Examples
+    --------
+    >>> seen = resample([[1, 0]], [[2, 0]], [[30, 70]], n=2, rng=np.random.default_rng(0))
+    >>> seen.length.tolist()
+    [[30.0, 70.0], [30.0, 70.0]]
+    """
+    c, lv = _checked(correct, level, int(np.max(level)) + 1)
+    size = np.asarray(length, dtype=np.float64)
+    require(size.shape == c.shape, "length", f"must have shape {c.shape}", size.shape)
+    row = rng.integers(0, len(c), n)
+    return Draws(c[row].astype(np.float64), lv[row], size[row])
+
+
 @dataclass(frozen=True, eq=False)
 class Lengths:
     """Lengths of answers by tier, outcome and level: the answers seen, sorted into cells."""

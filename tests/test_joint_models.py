@@ -26,11 +26,15 @@ from calibration.joint_models import (
     latent_classes,
     log_likelihood,
     rectangles,
+    resample,
 )
-from simulator.cluster import decide, follow
+from simulator.cluster import TierSetup, decide, follow, simulate_cluster
+from simulator.engine import StepTable
+from simulator.workload import Workload
 from theory.cascade import evaluate, solve
 from theory.errors import InputError
 from theory.outcomes import Outcomes, accuracy, draw, from_patterns, rescue, union_accuracy, with_verifier
+from theory.specs import Limits
 
 QUALITY = Path(__file__).resolve().parents[2] / "shared" / "data" / "quality"
 TIERS = ("a", "b", "c")
@@ -278,6 +282,32 @@ def test_planned_cost_is_that_of_the_lengths_drawn() -> None:
     assert abs(flat.cost - spent.mean()) > error  # a negative control
 
 
+def test_the_simulator_serves_the_lengths_drawn() -> None:
+    """From fitted law to simulated requests: correctness, signal and length of each tier go into the cluster."""
+    right, level = item_prompts(1500, 0)
+    size = lengths(right, level, 1) // 10 + 1
+    table = item_response(right, level, 4).outcomes(TIERS)
+    policy = solve(table, (1.6, 4.2, 8.8), lam=30.0)
+    rng = np.random.default_rng(5)
+    for draws in (
+        fit_lengths(right, level, size, 4).draw(table, 600, rng),
+        resample(right, level, size, 600, rng),
+    ):
+        outputs = draws.length.astype(np.int64)
+        paths = follow(policy, draws.level, draws.correct)
+        arrival = np.cumsum(rng.exponential(0.5, 600))
+        work = Workload(arrival, np.full(600, 50), outputs[:, 0])
+        n = np.arange(17)
+        base = np.array([0.01 * (1 + 0.02 * n), 0.01 * (1.3 + 0.04 * n)])
+        base[:, 0] = 0.0
+        steps = StepTable([0, 4], base, np.zeros(base.shape), [0, 1, 4096], [0.0, 0.01, 0.1])
+        tiers = [TierSetup(name, steps, Limits(max_num_seqs=16), kv_tokens=10**6) for name in TIERS]
+        run = simulate_cluster(work, tiers, paths, 1, outputs)
+        at = (np.arange(600), paths.answer)
+        assert (run.output == outputs[at]).all()
+        assert (run.correct == draws.correct[at]).all()
+
+
 def test_following_drawn_signals_is_deciding() -> None:
     table = with_verifier(from_patterns(("s", "l"), {"11": 60, "01": 25, "10": 5, "00": 10}), 0.9, 0.2)
     policy = solve(table, (1.0, 5.0), lam=20.0)
@@ -309,6 +339,10 @@ def test_real_lengths_of_gsm8k() -> None:
         (lambda: item_response([[1], [0]], [[0], [0]], 1), "`correct` must have at least 2 tiers"),
         (lambda: confidence_chain([[1, 0]], [[0, 0]], 1, "clayton"), "`family` must be gaussian or gumbel"),
         (lambda: fit_lengths([[1, 0]], [[0, 0]], [[5, -1]], 1), "`length` must be finite and at least 0"),
+        (
+            lambda: resample([[1, 0]], [[0, 0]], [[5]], 1, np.random.default_rng(0)),
+            r"`length` must have shape \(1, 2\)",
+        ),
         (lambda: log_likelihood(from_patterns("ab", {"11": 1.0}), [[1]], [[0]]), "`correct` must have 2 columns"),
         (lambda: follow(None, np.zeros((3, 2), dtype=int), np.zeros((2, 2))), r"`correct` must have shape \(3, 2\)"),
     ],
