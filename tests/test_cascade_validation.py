@@ -100,13 +100,16 @@ def test_intervals_of_the_prediction_cover_what_other_prompts_show() -> None:
 
 
 def test_result_is_json_and_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cv, "RECIPES", cv.RECIPES[:2])  # three validations: keep them short
-    monkeypatch.setattr(cv, "LEVELS", 6)
-    monkeypatch.setattr(cv, "RESAMPLES", 20)
-    path = table(tmp_path / "toy.csv", 120, 1)
-    first, second = (json.dumps(validate_cascade(path, seed=3), allow_nan=False) for _ in range(2))
-    assert first == second
-    assert first != json.dumps(validate_cascade(path, seed=4))
+    for name, value in (("RECIPES", cv.RECIPES[:2]), ("LEVELS", 6), ("RESAMPLES", 20)):
+        monkeypatch.setattr(cv, name, value)  # keep it short
+    result = validate_cascade(table(tmp_path / "toy.csv", 80, 1), seed=3)
+    json.dumps(result, allow_nan=False)
+    assert (result["repeats"], len(result["by_group"])) == (3, 1)
+    small = synthetic(80, 1)
+    first, second, other = (
+        json.dumps(validate_group(small, np.random.default_rng(s), repeats=1), allow_nan=False) for s in (3, 3, 4)
+    )
+    assert first == second != other
 
 
 def test_noise_gains_nothing_over_single_models(tmp_path: Path) -> None:
