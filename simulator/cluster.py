@@ -122,14 +122,42 @@ def decide(
         same = rule is None or rule.tiers == outcomes.tiers
         require(same, "policy", f"must have the tiers {outcomes.tiers}", getattr(rule, "tiers", None))
     row, level = draw(outcomes, count, rng)
+    switched = rng.random(count) < gamma if other is not None else None
+    return follow(policy, level, outcomes.correct[row], other, switched)
+
+
+def follow(
+    policy: Policy,
+    level: NDArray[np.intp],
+    correct: FloatArray,
+    other: Policy | None = None,
+    switched: NDArray[np.bool_] | None = None,
+) -> Paths:
+    """Return the paths of requests whose signals and outcomes are known: real prompts, or drawn with their lengths.
+
+    Parameters
+    ----------
+    policy : Policy
+    level : (n, K) array of integers
+        The level each tier shows if it is run.
+    correct : (n, K) array
+        Whether its answer is right, or its expected quality [-].
+    other : Policy, optional
+        Followed by the requests that are ``switched``, (n,).
+
+    Raises
+    ------
+    InputError
+        If shapes disagree.
+    """
+    require(correct.shape == level.shape, "correct", f"must have shape {level.shape}", correct.shape)
     visits, answer = execute(policy, level)
-    if other is not None:
-        switched = rng.random(count) < gamma
+    if other is not None and switched is not None:
         visits_other, answer_other = execute(other, level)
         visits = np.where(switched[:, None], visits_other, visits)
         answer = np.where(switched, answer_other, answer)
-    quality = np.where(answer >= 0, outcomes.correct[row, np.maximum(answer, 0)], 0.0)
-    return Paths(visits, answer, quality)
+    right = np.take_along_axis(correct, np.maximum(answer, 0)[:, None], axis=1)[:, 0]
+    return Paths(visits, answer, np.where(answer >= 0, right, 0.0))
 
 
 def only(tier: int, tiers: int, count: int, quality: FloatArray | None = None) -> Paths:

@@ -9,6 +9,7 @@ tier's confidence depends on nothing but who is right, which is optimistic: hard
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -71,10 +72,23 @@ class Outcomes:
         return expected_by_signal(self, np.column_stack([np.ones_like(self.weight), self.correct]))
 
     @cached_property
-    def _shown(self) -> NDArray[np.intp] | None:
-        """The level each tier shows in each row, (R, K), if every row shows exactly one; else None."""
-        one_hot = bool(np.all((self.signal == 0.0) | (self.signal == 1.0)))
-        return self.signal.argmax(axis=2) if one_hot else None
+    def _laws(self) -> tuple[NDArray[np.intp], tuple[Array, ...]]:
+        """Which signal law each row has at each tier, (R, K), and the different laws of each tier, (U_k, L) each.
+
+        Prompts that show the same level share a law, smeared or not: far fewer laws than rows.
+        """
+        if bool(np.all((self.signal == 0.0) | (self.signal == 1.0))):  # certain levels need no search
+            return self.signal.argmax(axis=2), (np.eye(self.levels),) * len(self.tiers)
+        at, laws = [], []
+        for k in range(len(self.tiers)):
+            law = np.ascontiguousarray(self.signal[:, k])
+            # rows compared as bytes: twenty times faster than number by number
+            _, first, inverse = np.unique(
+                law.view(np.dtype((np.void, law[0].nbytes))).ravel(), return_index=True, return_inverse=True
+            )
+            at.append(inverse.ravel())
+            laws.append(law[first])
+        return np.stack(at, axis=1), tuple(laws)
 
 
 def expected_by_signal(outcomes: Outcomes, values: Array) -> Array:
@@ -89,15 +103,20 @@ def expected_by_signal(outcomes: Outcomes, values: Array) -> Array:
     weighted = outcomes.weight[:, None] * values
     shape = (outcomes.levels,) * len(outcomes.tiers)
     codes = outcomes.levels ** len(outcomes.tiers)
+    at, laws = outcomes._laws
+    kinds = tuple(len(law) for law in laws)
+    if math.prod(kinds) <= max(codes, len(weighted)):
+        code = np.ravel_multi_index(tuple(at.T), kinds)
+        counts = np.stack([np.bincount(code, column, math.prod(kinds)) for column in weighted.T])
+        smeared: Array = counts.astype(np.float64).reshape(-1, *kinds)
+        for law in laws:
+            # the first axis left is summed over and its levels go last: after all tiers the order is back
+            smeared = np.tensordot(smeared, law, axes=(1, 0))
+        return smeared
     table = np.zeros((values.shape[1], codes), dtype=np.float64)
-    if outcomes._shown is not None:
-        code = np.ravel_multi_index(tuple(outcomes._shown.T), shape)
-        for m in range(len(table)):
-            table[m] = np.bincount(code, weighted[:, m], codes)
-    else:
-        step = max(1, _CHUNK // codes)
-        for i in range(0, len(weighted), step):
-            table += weighted[i : i + step].T @ _likelihood(outcomes.signal[i : i + step])
+    step = max(1, _CHUNK // codes)
+    for i in range(0, len(weighted), step):
+        table += weighted[i : i + step].T @ _likelihood(outcomes.signal[i : i + step])
     return table.reshape(-1, *shape)
 
 
