@@ -16,12 +16,12 @@ from theory.outcomes import Outcomes
 from theory.speculation import tokens_per_round
 
 from .build import Problem
+from .crossover import LEVEL, concurrency
 from .search import Candidate, Group, Rule
-from .service import Load, with_length
+from .service import Load
 from .space import P99, Space, occupancy
 
 Array = NDArray[np.float64]
-LEVEL = 0.9  # coverage of the intervals of predicted figures [-]
 QUEUE_SPREAD = 0.06  # half width of ln(TPOT) from the queueing approximation: what tests/test_space.py allows it [-]
 
 
@@ -39,12 +39,12 @@ def first_stops(rule: Rule) -> dict[str, Any] | None:
     return {"tier": rule.outcomes.tiers[tier], "levels": levels, "stops_at": stops}
 
 
-def tiers(problem: Problem, candidate: Candidate) -> list[dict[str, Any]]:
+def tiers(problem: Problem, space: Space, candidate: Candidate) -> list[dict[str, Any]]:
     """Return how each tier of the plan is deployed."""
-    return [_tier(problem, candidate, group) for group in candidate.groups]
+    return [_tier(problem, space, candidate, group) for group in candidate.groups]
 
 
-def _tier(problem: Problem, candidate: Candidate, group: Group) -> dict[str, Any]:
+def _tier(problem: Problem, space: Space, candidate: Candidate, group: Group) -> dict[str, Any]:
     service = group.service
     draft = service.draft
     ranges = [r for r in service.rounds.ranges() if r[0] <= service.batch_cap]
@@ -68,6 +68,7 @@ def _tier(problem: Problem, candidate: Candidate, group: Group) -> dict[str, Any
         "max_num_seqs": service.deployment.limits.max_num_seqs,
         "batch_cap": service.batch_cap,
         "schedule": [list(r) for r in ranges] if draft else [],
+        "concurrency": concurrency(space, group),
     }
 
 
@@ -183,34 +184,6 @@ def states(policy: Policy, outcomes: Outcomes) -> list[dict[str, Any]]:
             # tiers only ever run in ascending order, so the new signal goes last
             queue.extend((mask | 1 << move.tier, (*signals, level)) for level in sorted(shown[move.tier]))
     return rows
-
-
-def crossover(problem: Problem, space: Space, group: Group) -> dict[str, Any] | None:
-    """Return the arrival rate at which the draft length that is best for one request starts to hurt.
-
-    Mean time of a visit with that fixed length against the same replica without a draft, analytic, from no load to
-    the smaller of the two stability limits. None without a draft.
-    """
-    service = group.service
-    if service.draft is None or service.rounds.length[0] == 0:
-        return None
-    fixed = with_length(service, space.load, int(service.rounds.length[0]))
-    plain = next(s for s in space.services[group.tier] if s.draft is None and s.deployment.tp == service.deployment.tp)
-    limit = occupancy([fixed, plain], np.full(2, 1e-9), space.load).rate_limit
-    rates = np.linspace(0.01, 0.99, 99) * float(limit.min())
-    with_draft = occupancy([fixed] * 99, rates, space.load).e2e_s
-    without = occupancy([plain] * 99, rates, space.load).e2e_s
-    worse = np.flatnonzero(with_draft > without)
-    off = np.flatnonzero(service.rounds.length[: service.batch_cap] == 0)
-    return {
-        "tier": problem.scenario.tiers[group.tier].name,
-        "draft": service.draft.model.name,
-        "fixed_length": int(service.rounds.length[0]),
-        "crossover_requests_per_s": float(rates[worse[0]]) if len(worse) else None,
-        "searched_to_requests_per_s": float(rates[-1]),
-        "off_from_batch": int(off[0] + 1) if len(off) else None,
-        "speedup_at_no_load": float(without[0] / with_draft[0]),
-    }
 
 
 def binding(problem: Problem, space: Space, candidate: Candidate, used: Array) -> dict[str, Any]:

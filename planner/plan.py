@@ -14,6 +14,7 @@ from theory.errors import InfeasibleError, require
 
 from . import explain
 from .build import Problem, resolve
+from .crossover import crossover
 from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario
 from .search import Candidate, Search, best_of, quality_floor, refine, single
@@ -82,7 +83,7 @@ def plan_scenario(
         "plan": {
             "gpus": chosen.gpus,
             "accelerator": problem.accelerator.name,
-            "tiers": explain.tiers(problem, chosen),
+            "tiers": explain.tiers(problem, space, chosen),
             "first_stops": explain.first_stops(chosen.rule),
             "stop_rule": explain.stop_rule(chosen.rule),
         },
@@ -94,6 +95,7 @@ def plan_scenario(
         "speculation": _speculation(problem, space, chosen),
         "binding": explain.binding(problem, space, chosen, search.used(chosen)),
         "sensitivity": _sensitivity(problem, space, progress),
+        "changes": tipping_points(problem, search.measured_space(), chosen, _good_rules(candidates)),
         "evaluated": {
             "analytic": search.evaluated,
             "policies": len(candidates),
@@ -174,7 +176,7 @@ def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:
         progress("baseline", 1, 1)
         simulated = simulate_candidate(problem, candidate, seed)
         rows[key] = {
-            "tiers": explain.tiers(problem, candidate),
+            "tiers": explain.tiers(problem, search.space, candidate),
             "predicted": explain.predicted(problem, restricted.space, candidate),
             "simulated": simulated,
             "keeps_slos": not missed(simulated, candidate, problem),
@@ -244,9 +246,9 @@ def _price(problem: Problem, chosen: Candidate, vertices: list[PlanVertex], floo
 
 
 def _speculation(problem: Problem, space: Space, chosen: Candidate) -> dict[str, Any]:
-    crossings = [explain.crossover(problem, space, group) for group in chosen.groups]
+    crossings = [crossover(problem, space, group) for group in chosen.groups]
     return {
-        "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, chosen)},
+        "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, space, chosen)},
         "crossover_requests_per_s": {c["tier"]: c["crossover_requests_per_s"] for c in crossings if c is not None},
         "by_tier": [c for c in crossings if c is not None],
     }
