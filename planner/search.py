@@ -230,9 +230,8 @@ def _blend(low: Rule, high: Rule, share: float) -> Rule:
 def subset(outcomes: Outcomes, tiers: tuple[int, ...]) -> Outcomes:
     """Return the joint outcomes of some of the tiers."""
     at = list(tiers)
-    return Outcomes(
-        tuple(outcomes.tiers[i] for i in at), outcomes.weight, outcomes.correct[:, at], outcomes.signal[:, at]
-    )
+    names = tuple(outcomes.tiers[i] for i in at)
+    return replace(outcomes, tiers=names, correct=outcomes.correct[:, at], signal=outcomes.signal[:, at])
 
 
 def single(problem: Problem, tier: int) -> Rule:

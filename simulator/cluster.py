@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from theory.cascade import Policy, execute
 from theory.errors import require
-from theory.outcomes import Outcomes, draw
+from theory.outcomes import Outcomes, draw, draw_covariate
 from theory.specs import Limits
 
 from .engine import FloatArray, IntArray, Records, StepTable, simulate
@@ -122,10 +122,11 @@ def decide(
         same = rule is None or rule.tiers == outcomes.tiers
         require(same, "policy", f"must have the tiers {outcomes.tiers}", getattr(rule, "tiers", None))
     row, level = draw(outcomes, count, rng)
-    visits, answer = execute(policy, level)
+    known = draw_covariate(outcomes, row, rng) if outcomes.covariates > 1 else None
+    visits, answer = execute(policy, level, known)
     if other is not None:
         switched = rng.random(count) < gamma
-        visits_other, answer_other = execute(other, level)
+        visits_other, answer_other = execute(other, level, known)
         visits = np.where(switched[:, None], visits_other, visits)
         answer = np.where(switched, answer_other, answer)
     quality = np.where(answer >= 0, outcomes.correct[row, np.maximum(answer, 0)], 0.0)

@@ -66,7 +66,7 @@ def early_stop(table: Outcomes, lam: float) -> float:
     policy = solve(table, COSTS, lam)
     if policy.first.tier != 0:
         return 0.0
-    mass = table.joint[0].sum(axis=(1, 2))
+    mass = table.joint[0].sum(axis=(0, 2, 3))
     return float(sum(m for level, m in enumerate(mass) if policy.action(1, [level]).kind == "answer"))
 
 
