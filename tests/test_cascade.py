@@ -268,7 +268,7 @@ def test_evaluate_is_the_sum_over_rows_and_signals(seed: int) -> None:
         states = slice(policy.offset[mask], policy.offset[mask] + L ** mask.bit_count())
         table[states] = rng.choice(legal, L ** mask.bit_count())
     policy = Policy(policy.tiers, policy.levels, table)
-    total = {"cost": 0.0, "quality": 0.0, "visits": np.zeros(K), "answers": np.zeros(K)}
+    total = {"cost": 0.0, "quality": 0.0, "visits": np.zeros(K), "answers": np.zeros(K), "stops": np.zeros(K)}
     for row, weight in enumerate(outcomes.weight):
         for levels in itertools.product(range(L), repeat=K):
             mass = weight * math.prod(outcomes.signal[row, k, level] for k, level in enumerate(levels))
@@ -277,6 +277,7 @@ def test_evaluate_is_the_sum_over_rows_and_signals(seed: int) -> None:
             total["quality"] += mass * outcomes.correct[row, answer]
             total["visits"] += mass * np.isin(np.arange(K), run)
             total["answers"] += mass * (np.arange(K) == answer)
+            total["stops"] += mass * (np.arange(K) == run[-1])
     value = evaluate(policy, outcomes, costs)
     for name, expected in total.items():
         assert getattr(value, name) == pytest.approx(expected, abs=1e-12)

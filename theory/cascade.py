@@ -103,6 +103,7 @@ class PolicyValue:
     quality: float  # E[q] of the returned answer; 0 where nothing is returned [-]
     visits: Array  # (K,) share of requests that run the tier [-]
     answers: Array  # (K,) share of requests whose returned answer is the tier's [-]
+    stops: Array  # (K,) share of requests that run the tier last, whatever they return; stops[0]: run no other [-]
 
     @property
     def wrong(self) -> float:
@@ -117,6 +118,7 @@ class PolicyValue:
             keep * self.quality + share * other.quality,
             keep * self.visits + share * other.visits,
             keep * self.answers + share * other.answers,
+            keep * self.stops + share * other.stops,
         )
 
 
@@ -335,7 +337,7 @@ def evaluate(policy: Policy, outcomes: Outcomes, costs: ArrayLike) -> PolicyValu
     states = _states(outcomes, costs)
     K, L = len(policy.tiers), policy.levels
     reached: list[NDArray[np.bool_]] = [np.ones(policy.covariates, dtype=bool)]
-    cost, quality, visits, answers = 0.0, 0.0, np.zeros(K), np.zeros(K)
+    cost, quality, visits, answers, stops = 0.0, 0.0, np.zeros(K), np.zeros(K), np.zeros(K)
     for mask in range(1 << K):
         if mask:
             last = mask.bit_length() - 1
@@ -343,6 +345,8 @@ def evaluate(policy: Policy, outcomes: Outcomes, costs: ArrayLike) -> PolicyValu
             reached.append(np.repeat(reached[parent] & (policy.actions[parent] == last), L))
         if not reached[mask].any():
             continue
+        if mask:
+            stops[mask.bit_length() - 1] += states.mass[mask][reached[mask] & (policy.actions[mask] >= K)].sum()
         for k in range(K):
             run = reached[mask] & (policy.actions[mask] == k)
             answer = reached[mask] & (policy.actions[mask] == K + k)
@@ -350,7 +354,7 @@ def evaluate(policy: Policy, outcomes: Outcomes, costs: ArrayLike) -> PolicyValu
             cost += states.cost[mask][k][run].sum()
             answers[k] += states.mass[mask][answer].sum()
             quality += states.quality[mask][k][answer].sum()
-    return PolicyValue(float(cost), float(quality), visits, answers)
+    return PolicyValue(float(cost), float(quality), visits, answers, stops)
 
 
 def execute(
