@@ -374,7 +374,7 @@ class _Loop:
             if bound - best.objective <= tolerance:
                 break
         assert best is not None
-        return self._plan(best, bound, bound - best.objective <= tolerance)
+        return self._plan(best, float(bound), bool(bound - best.objective <= tolerance))
 
     def master(self, tolerance: float) -> _Step:
         """Return the best mixture of the rules known; tangents are added until N is met within the tolerance."""
@@ -415,7 +415,7 @@ class _Loop:
         dual = np.maximum(-np.asarray(found.ineqlin.marginals), 0.0)
         weights /= weights.sum()
         mixed = _mixture(self.values, weights)
-        objective = self.worth(mixed) - sum(self.congestion(i, x) for i, x in enumerate(mixed.visits))
+        objective = float(self.worth(mixed) - sum(self.congestion(i, x) for i, x in enumerate(mixed.visits)))
         prices = dual[:tiers] + of.T @ (dual[tiers:] * rise)
         return _Step(weights, mixed, objective, prices, dual[:tiers], -found.fun - objective)
 
