@@ -357,7 +357,7 @@ class _Loop:
         self.add(np.zeros(len(self.stations)))
         for _ in range(ITERATIONS):
             fullest, price = _fullest(np.array([v.visits for v in self.values]), self.room)
-            if fullest <= 1.0:
+            if fullest <= 1.0 + SLACK:
                 return
             if price @ self.add(price, lam=0.0).visits >= fullest - SLACK:  # no rule makes it emptier
                 raise InfeasibleError(self._too_much(fullest))
