@@ -30,6 +30,7 @@ from theory.cascade import (
     solve,
     tiers_in_use,
     two_tier_escalates,
+    verifier_price,
 )
 from theory.errors import InfeasibleError, InputError
 from theory.outcomes import (
@@ -420,6 +421,29 @@ def test_recall_is_never_worse(seed: int) -> None:
         assert lam * held.quality - held.cost >= lam * last.quality - last.cost - 1e-9
 
 
+@settings(deadline=None, max_examples=15)
+@given(seeds, st.sampled_from([3.0, 30.0]))
+def test_a_verifier_is_bought_up_to_its_value_of_information(seed: int, lam: float) -> None:
+    """Below the price the programme is better off with it, above without; blind it is worth nothing."""
+    outcomes, costs = random_case(seed, tiers=2, levels=2)
+    price = verifier_price(outcomes, costs, lam, 0)
+
+    def value(of: Outcomes, paid: Array) -> float:
+        found = evaluate(solve(of, paid, lam), of, paid)
+        return lam * found.quality - found.cost
+
+    signal = outcomes.signal.copy()
+    signal[:, 0] = (1.0, 0.0)
+    blind = replace(outcomes, signal=signal)
+    without, first = value(blind, costs), np.array([1.0, 0.0])
+    if price > 1e-6:
+        assert value(outcomes, costs + 0.99 * price * first) > without
+        assert value(outcomes, costs + 1.01 * price * first) <= without + 1e-9
+    else:
+        assert value(outcomes, costs) == pytest.approx(without, abs=1e-6)
+    assert verifier_price(blind, costs, lam, 0) == 0.0
+
+
 def test_recall_returns_the_better_answer() -> None:
     """Prompts that the large model alone gets wrong: a verified rejection falls back on the small model's answer."""
     outcomes = with_verifier(from_patterns(("a", "b"), {"10": 0.3, "01": 0.7}), [0.5, 1.0], [0.5, 0.0])
@@ -639,6 +663,8 @@ def curve() -> Frontier:
             r"`covariate` must hold 2 integers in 0\.\.1; got None",
         ),
         (lambda: execute(solve(gsm8k(), COSTS, 1), np.zeros((1, 2), dtype=np.intp)), r"`levels` must have 3 columns"),
+        (lambda: verifier_price(gsm8k(), COSTS, math.inf, 0), r"`lam` must be finite"),
+        (lambda: verifier_price(gsm8k(), COSTS, 1.0, 3), r"`tier` must lie in 0\.\.2; got 3"),
         (lambda: relative_lambda(5.0, 0.0), r"`top_cost` must be above 0"),
         (lambda: two_tier_escalates(gsm8k(), 1.0, 1.0), r"`outcomes` must have two tiers"),
         (lambda: pandora_index([0.5], [0.0], 1.0), r"`cost` must be finite and above 0"),

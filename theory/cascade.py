@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -627,6 +627,66 @@ def oracle(outcomes: Outcomes, costs: ArrayLike, lam: float = math.inf) -> Point
         chosen = (lam * outcomes.correct - spent).argmax(axis=1)[:, None]
     cost, quality = (np.take_along_axis(t, chosen, axis=1)[:, 0] for t in (spent, outcomes.correct))
     return Point(float(outcomes.weight @ cost), float(outcomes.weight @ quality))
+
+
+def verifier_price(outcomes: Outcomes, costs: ArrayLike, lam: float, tier: int) -> float:
+    r"""Return what a verifier of a tier may cost per visit at most: its value of information [cost unit].
+
+    .. math:: V(c + v\,e_i;\ \text{signals}) = V(c;\ \text{signals but that of tier } i)
+
+    Parameters
+    ----------
+    outcomes : Outcomes
+        With the verdicts of the tier's verifier as the tier's signal.
+    costs : (K,) or (R, K) array
+        Of visits without that verifier [cost unit].
+    lam : float
+        Price of one more correct answer, finite [cost unit per correct answer].
+    tier : int
+        Index of the tier.
+
+    Returns
+    -------
+    float
+        v; 0 for a verdict that changes nothing. A verifier that costs more is better left out.
+
+    Raises
+    ------
+    InputError
+        If lambda is not finite, there is no such tier, or costs are refused (:func:`solve`).
+
+    Source
+    ------
+    Howard (1966), IEEE Trans. Syst. Sci. Cybern. 2:22-26, value of information, per visit where it is bought.
+
+    Examples
+    --------
+    It saves the second tier's visits on what the first has right, 5 x 0.65; either way 0.9 are right in the end:
+
+    >>> from theory.outcomes import from_patterns, with_verifier
+    >>> table = with_verifier(from_patterns(("small", "large"), {"11": 60, "01": 25, "10": 5, "00": 10}), 1.0, 0.0)
+    >>> round(verifier_price(table, (1.0, 5.0), 40.0, tier=0), 6)
+    3.25
+    """
+    require(0 <= lam < math.inf, "lam", "must be finite and at least 0 [cost unit per correct answer]", lam)
+    require(0 <= tier < len(outcomes.tiers), "tier", f"must lie in 0..{len(outcomes.tiers) - 1}", tier)
+    spent = _check_costs(outcomes, costs)
+    signal = outcomes.signal.copy()
+    signal[:, tier] = np.eye(outcomes.levels)[0]
+    blind = replace(outcomes, signal=signal)
+
+    def worth(table: Outcomes, price: float) -> float:
+        value = evaluate(solve(table, paid := spent + price * np.eye(len(outcomes.tiers))[tier], lam), table, paid)
+        return lam * value.quality - value.cost
+
+    without = worth(blind, 0.0)
+    low, high = 0.0, lam  # no verdict is worth more than a correct answer
+    if worth(outcomes, low) - without <= TIE * (lam + float(spent.sum())):
+        return 0.0
+    for _ in range(60):  # halvings
+        middle = (low + high) / 2
+        low, high = (middle, high) if worth(outcomes, middle) > without else (low, middle)
+    return low
 
 
 def relative_lambda(lam: float, top_cost: float) -> float:
