@@ -223,7 +223,7 @@ class Demand:
     """Requests, what their answers are worth, and what stop rules may do with them."""
 
     outcomes: Outcomes
-    costs: Array  # (K,) or (R, K) of a visit beside time and capacity [cost unit]
+    costs: ArrayLike  # (K,) or (R, K) of a visit beside time and capacity [cost unit]
     rate: float  # Lambda [request/s]
     lam: float  # price of one more correct answer [cost unit]
     time_value: float  # tau [cost unit per s of one request]
@@ -232,7 +232,6 @@ class Demand:
     wrong: float = 0.0  # theta, correct answers that a wrong one takes away [-]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "costs", np.asarray(self.costs, dtype=np.float64))
         for name, unit, above in (
             ("rate", "request/s", True),
             ("lam", "cost unit per correct answer", False),
@@ -242,10 +241,15 @@ class Demand:
             ok = math.isfinite(value) and (value > 0 if above else value >= 0)
             require(ok, name, f"must be finite and {'above' if above else 'at least'} 0 [{unit}]", value)
 
+    @property
+    def spent(self) -> Array:
+        """The costs as an array [cost unit]."""
+        return np.asarray(self.costs, dtype=np.float64)
+
     def best(self, prices: ArrayLike, lam: float | None = None) -> Policy:
         """Return the best stop rule where a visit costs ``prices`` more, (K,)."""
         worth = self.lam if lam is None else lam
-        spent = (self.costs if lam is None else 0.0 * self.costs) + np.maximum(prices, 0.0)
+        spent = (self.spent if lam is None else 0.0 * self.spent) + np.maximum(prices, 0.0)
         return solve(self.outcomes, spent, worth, recall=self.recall, abstain=self.abstain, wrong=self.wrong)
 
 
@@ -293,7 +297,7 @@ def plan_under_load(demand: Demand, stations: Sequence[Station], *, tolerance: f
     require(tolerance > 0, "tolerance", "must be above 0 [-]", tolerance)
     loop = _Loop(demand, tuple(stations))
     loop.make_room()
-    mean = demand.costs if demand.costs.ndim == 1 else demand.outcomes.weight @ demand.costs
+    mean = demand.spent if demand.spent.ndim == 1 else demand.outcomes.weight @ demand.spent
     return loop.run(tolerance * (demand.lam + float(mean.sum())))
 
 
@@ -421,13 +425,17 @@ class _Loop:
 
     def _plan(self, best: _Step, bound: float, converged: bool) -> LoadPlan:
         rates = self.demand.rate * best.mixed.visits
-        kept = np.flatnonzero(best.weights)
+        shares: dict[tuple[float, ...], tuple[int, float]] = {}  # a rule may have been found more than once
+        for i in np.flatnonzero(best.weights):
+            v = self.values[i]
+            key = tuple(np.round([v.cost, v.quality, *v.visits, *v.answers], 10).tolist())
+            shares[key] = (int(i), shares.get(key, (0, 0.0))[1] + float(best.weights[i]))
         time = np.array([_time(s, r) for s, r in zip(self.stations, rates, strict=True)])
         own = self.demand.time_value * time
         rising = np.array([self.slope(i, x) for i, x in enumerate(best.mixed.visits)])
         return LoadPlan(
-            policies=tuple(self.policies[i] for i in kept),
-            shares=best.weights[kept],
+            policies=tuple(self.policies[i] for i, _ in shares.values()),
+            shares=np.array([share for _, share in shares.values()]),
             value=best.mixed,
             rates=rates,
             time_s=time,
