@@ -326,7 +326,8 @@ Time may lie 5 % outside the interval (the queueing approximation's own error).
 
 Up to {last} requests/s the largest share that stops at the 13B is
 {most}.
-It rises with load and falls with lambda: on this fleet and these outcomes 60 to 80 % are the optimum nowhere in this range. Data where it is: `studies/early_stops`.
+It rises with load and falls with lambda: on this fleet and these outcomes 60 to 80 % are the optimum nowhere in this
+range. Data where it is: `studies/early_stops`.
 
 ## What it does not say
 
