@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from theory.cascade import Policy, execute
 from theory.errors import require
-from theory.outcomes import Outcomes, draw
+from theory.outcomes import Outcomes, draw, draw_covariate
 from theory.specs import Limits
 
 from .engine import FloatArray, IntArray, Records, StepTable, simulate
@@ -122,8 +122,9 @@ def decide(
         same = rule is None or rule.tiers == outcomes.tiers
         require(same, "policy", f"must have the tiers {outcomes.tiers}", getattr(rule, "tiers", None))
     row, level = draw(outcomes, count, rng)
+    known = draw_covariate(outcomes, row, rng) if outcomes.covariates > 1 else None
     switched = rng.random(count) < gamma if other is not None else None
-    return follow(policy, level, outcomes.correct[row], other, switched)
+    return follow(policy, level, outcomes.correct[row], other, switched, known)
 
 
 def follow(
@@ -132,6 +133,7 @@ def follow(
     correct: FloatArray,
     other: Policy | None = None,
     switched: NDArray[np.bool_] | None = None,
+    known: NDArray[np.intp] | None = None,
 ) -> Paths:
     """Return the paths of requests whose signals and outcomes are known: real prompts, or drawn with their lengths.
 
@@ -144,6 +146,8 @@ def follow(
         Whether its answer is right, or its expected quality [-].
     other : Policy, optional
         Followed by the requests that are ``switched``, (n,).
+    known : (n,) array of integers, optional
+        The covariate of each request, where the policies have one.
 
     Raises
     ------
@@ -151,9 +155,9 @@ def follow(
         If shapes disagree.
     """
     require(correct.shape == level.shape, "correct", f"must have shape {level.shape}", correct.shape)
-    visits, answer = execute(policy, level)
+    visits, answer = execute(policy, level, known)
     if other is not None and switched is not None:
-        visits_other, answer_other = execute(other, level)
+        visits_other, answer_other = execute(other, level, known)
         visits = np.where(switched[:, None], visits_other, visits)
         answer = np.where(switched, answer_other, answer)
     right = np.take_along_axis(correct, np.maximum(answer, 0)[:, None], axis=1)[:, 0]
