@@ -511,7 +511,7 @@ class _State(NamedTuple):
     free: IntArray  # slots; the first slots - running of them are free
     order: IntArray  # slots in order of admission; those that decode stand at the front
     chunked: IntArray  # slots with a prefill chunk in this step
-    heap: IntArray  # decoding slots by completion step; plain decoding only
+    heap: IntArray  # decoding slots by completion step, see `_entry`; plain decoding only
     offsets: IntArray  # decoding sequences whose KV blocks are full at steps of that remainder; plain decoding only
     waiting: IntArray  # ring of requests; preempted ones go to its head
     pending: IntArray  # closed loop: requests that are known but have not arrived, by arrival
@@ -629,47 +629,49 @@ def _full_at(s: _State, p: _Setting, j: int) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@_inlined
-def _before(s: _State, a: int, b: int) -> bool:
-    """Whether slot a completes before slot b; of one step, who was admitted first."""
-    left, right = s.slot[a].goal - s.slot[a].origin, s.slot[b].goal - s.slot[b].origin
-    return bool(left < right or (left == right and s.slot[a].turn < s.slot[b].turn))
+# An entry is completion step * 2^32 + slot: one comparison, and nothing to look up. Places are unsigned, because numba
+# lets a signed one count from the end and asks for its sign at each use.
 
 
 @_inlined
-def _rise(s: _State, place: int) -> None:
-    j = s.heap[place]
-    while place > 0 and _before(s, j, s.heap[(place - 1) // 2]):
-        s.heap[place] = s.heap[(place - 1) // 2]
-        place = (place - 1) // 2
-    s.heap[place] = j
+def _entry(s: _State, j: int) -> int:
+    return int(((s.slot[j].goal - s.slot[j].origin) << 32) | j)
+
+
+@_inlined
+def _rise(s: _State, place: np.uint64, entry: int) -> None:
+    """Put an entry into the gap at ``place``, or higher."""
+    one = np.uint64(1)
+    while place > np.uint64(0):
+        parent = (place - one) >> one
+        if s.heap[parent] <= entry:
+            break
+        s.heap[place] = s.heap[parent]
+        place = parent
+    s.heap[place] = entry
 
 
 @_inlined
 def _push(s: _State, j: int) -> None:
-    s.heap[s.counter[_HEAPED]] = j
     s.counter[_HEAPED] += 1
-    _rise(s, s.counter[_HEAPED] - 1)
+    _rise(s, np.uint64(s.counter[_HEAPED] - 1), _entry(s, j))
 
 
 @_inlined
 def _remove(s: _State, place: int) -> None:
-    """Take out the slot at ``place`` of the heap: the last one sinks from there, or rises."""
+    """Take out the entry at ``place`` of the heap: the gap sinks to the bottom, and the last entry rises from there."""
+    one = np.uint64(1)
     s.counter[_HEAPED] -= 1
-    size = s.counter[_HEAPED]
-    if place == size:
-        return
-    j = s.heap[size]
-    child = 2 * place + 1
+    size = np.uint64(s.counter[_HEAPED])
+    gap = np.uint64(place)
+    child = gap + gap + one
     while child < size:
-        if child + 1 < size and _before(s, s.heap[child + 1], s.heap[child]):
-            child += 1
-        if not _before(s, s.heap[child], j):
-            break
-        s.heap[place] = s.heap[child]
-        place, child = child, 2 * child + 1
-    s.heap[place] = j
-    _rise(s, place)
+        if child + one < size and s.heap[child + one] < s.heap[child]:
+            child += one
+        s.heap[gap] = s.heap[child]
+        gap, child = child, child + child + one
+    if gap < size:
+        _rise(s, gap, s.heap[size])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -787,15 +789,16 @@ def _release(s: _State, p: _Setting, j: int) -> None:
 @_compiled
 def _close_gap(s: _State, j: int) -> None:
     """Take slot j out of ``order``, which ascends in turns."""
-    low, high = 0, s.counter[_RUNNING] - 1
+    one, turn = np.uint64(1), s.slot[j].turn
+    low, high = np.uint64(0), np.uint64(s.counter[_RUNNING] - 1)
     while low < high:
-        middle = (low + high) // 2
-        if s.slot[s.order[middle]].turn < s.slot[j].turn:
-            low = middle + 1
+        middle = (low + high) >> one
+        if s.slot[np.uint64(s.order[middle])].turn < turn:
+            low = middle + one
         else:
             high = middle
-    for place in range(low, s.counter[_RUNNING] - 1):
-        s.order[place] = s.order[place + 1]
+    for place in range(low, np.uint64(s.counter[_RUNNING] - 1)):
+        s.order[place] = s.order[place + one]
 
 
 @_compiled
@@ -821,8 +824,8 @@ def _preempt_last(s: _State, p: _Setting) -> None:
     if decoding:
         s.request.target[i] = _cached(s, j) + 1  # the token it would have fed next is emitted, not cached
         if p.longest == 0:
-            place = 0
-            while s.heap[place] != j:
+            place, entry = 0, _entry(s, j)
+            while s.heap[place] != entry:
                 place += 1
             _remove(s, place)
         _leave(s, p, j)
@@ -941,8 +944,7 @@ def _steps_until(s: _State, t: _Times, n: int, most: int, at: float) -> int:
 @_inlined
 def _steps_to_event(s: _State, p: _Setting, t: _Times, n: int) -> int:
     """Steps in which nothing changes but the context, for plain decoding without a prefill chunk."""
-    j = s.heap[0]
-    steps = _steps_that_fit(s, p, n, s.slot[j].goal - s.slot[j].origin - s.counter[_STEPS])
+    steps = _steps_that_fit(s, p, n, (s.heap[0] >> 32) - s.counter[_STEPS])
     # who arrives behind others cannot be admitted before an event; but a closed loop answers a refusal at once
     if s.counter[_NEXT] < s.counter[_KNOWN] and (s.counter[_WAITING] == 0 or p.clients > 0):
         steps = _steps_until(s, t, n, steps, s.request.arrival[_pending(s, p, s.counter[_NEXT])])
@@ -952,9 +954,12 @@ def _steps_to_event(s: _State, p: _Setting, t: _Times, n: int) -> int:
 @_inlined
 def _reserve_ahead(s: _State, p: _Setting, n: int, steps: int) -> None:
     """Count the blocks that ``steps`` more steps of plain decoding take."""
-    blocks = (steps // p.block) * n
-    for later in range(steps % p.block):
-        blocks += s.offsets[(s.counter[_STEPS] + 1 + later) % p.block]
+    whole = steps // p.block
+    blocks = whole * n
+    at = (s.counter[_STEPS] + 1) % p.block
+    for _ in range(steps - whole * p.block):
+        blocks += s.offsets[at]
+        at = at + 1 if at + 1 < p.block else 0  # a division here would cost more than all else in a jump
     s.counter[_USED] += blocks
 
 
@@ -993,9 +998,9 @@ def _pass_time(s: _State, t: _Times, n: int, steps: int) -> None:
 def _complete_due(s: _State, p: _Setting) -> None:
     """Plain decoding: those whose completion step this is leave."""
     while s.counter[_HEAPED] > 0:
-        j = s.heap[0]
-        if _cached(s, j) < s.slot[j].goal:
+        if s.heap[0] >> 32 > s.counter[_STEPS]:
             break
+        j = s.heap[0] & 0xFFFFFFFF
         _remove(s, 0)
         _close_gap(s, j)
         _complete(s, p, j, True)
