@@ -318,6 +318,7 @@ def simulate(
         table.slope,
         table.prefill_tokens,
         table.prefill_s,
+        table._token_time(np.arange(min(limits.max_num_batched_tokens, _TABLED) + 1.0)),
         float(table.prefill_context_slope),
     )
     longest = int(table.draft_lengths[rows].max())
@@ -401,19 +402,19 @@ def _new_requests(
     arrival: FloatArray, prompt: IntArray, output: IntArray, alpha: FloatArray, ids: IntArray
 ) -> _Requests:
     count = arrival.size
-    empty: dict[str, Any] = {name: np.full(count, np.nan) for name in ("admitted", "first_token", "completion")}
-    empty |= {name: np.zeros(count, dtype=np.int64) for name in ("rounds", "drafted", "accepted", "preemptions")}
-    return _Requests(
-        arrival=np.array(arrival),
-        prompt=np.array(prompt),
-        output=np.array(output),
-        alpha=alpha,
-        id=ids,
-        **empty,
-        service_s=np.zeros(count),
-        refused=np.zeros(count, dtype=np.bool_),
-        target=np.array(prompt),
-    )
+    # two blocks instead of a dozen arrays: a large one comes in huge pages, small ones in a page fault every 4 kB
+    times, counts = np.zeros((5, count)), np.zeros((8, count), dtype=np.int64)
+    times[0] = arrival
+    times[1:4] = np.nan
+    counts[0] = counts[7] = prompt
+    counts[1] = output
+    counts[2] = ids
+    columns: dict[str, Any] = dict(zip(_TIMES + _COUNTS, [*times, *counts], strict=True))
+    return _Requests(**columns, alpha=alpha, refused=np.zeros(count, dtype=np.bool_))
+
+
+_TIMES = ("arrival", "admitted", "first_token", "completion", "service_s")
+_COUNTS = ("prompt", "output", "id", "rounds", "drafted", "accepted", "preemptions", "target")
 
 
 def _new_state(requests: _Requests, setting: _Setting) -> _State:
@@ -482,7 +483,11 @@ class _Times(NamedTuple):
     slope: FloatArray
     grid: FloatArray
     token_s: FloatArray
+    small_s: FloatArray  # F at 0, 1, 2, ... tokens, as far as _TABLED
     pair_s: float
+
+
+_TABLED = 1 << 15  # tokens of a step up to which F is looked up instead of searched for
 
 
 class _Requests(NamedTuple):
@@ -583,12 +588,14 @@ def _accepted(log_alpha: float, gamma: int, u: float) -> int:
 
 
 @_inlined
-def _token_time(grid: FloatArray, token_s: FloatArray, tokens: float) -> float:
+def _token_time(t: _Times, tokens: int) -> float:
     """F by linear interpolation, its last slope kept beyond the grid."""
-    high = int(np.searchsorted(grid, tokens))
-    high = min(max(high, 1), grid.size - 1)
+    if tokens < t.small_s.size:
+        return float(t.small_s[tokens])
+    grid, times = t.grid, t.token_s
+    high = min(max(int(np.searchsorted(grid, float(tokens))), 1), grid.size - 1)
     share = (tokens - grid[high - 1]) / (grid[high] - grid[high - 1])
-    return float(token_s[high - 1] + share * (token_s[high] - token_s[high - 1]))
+    return float(times[high - 1] + share * (times[high] - times[high - 1]))
 
 
 @_inlined
@@ -974,8 +981,8 @@ def _prefill_time(s: _State, t: _Times, n: int) -> tuple[float, int]:
         pairs += s.slot[j].chunk * (s.slot[j].computed + 0.5 * s.slot[j].chunk)
     if tokens == 0:
         return 0.0, 0
-    before = float(n * (t.gamma[t.row[n]] + 1))
-    added = _token_time(t.grid, t.token_s, before + tokens) - _token_time(t.grid, t.token_s, before)
+    before = n * (t.gamma[t.row[n]] + 1)
+    added = _token_time(t, before + tokens) - _token_time(t, before)
     return added + t.pair_s * pairs, tokens
 
 
