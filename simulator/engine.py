@@ -866,27 +866,32 @@ def _growth(s: _State, p: _Setting, t: _Times) -> int:
 
 @_compiled
 def _hold(s: _State, p: _Setting, t: _Times) -> None:
-    """Note the blocks of :func:`_growth` as held; plain decoding knows them without."""
+    """Reserve the blocks of :func:`_growth` and note who holds them; plain decoding knows without."""
     n = s.counter[_DECODING]
     ahead = s.counter[_STEPS] + 1 + t.gamma[t.row[n]]
+    blocks = 0
     for place in range(n):
-        j = s.order[place]
+        j = np.uint64(s.order[place])
         short = s.slot[j].origin + ahead - s.slot[j].held
         if short > 0:
-            s.slot[j].held += _needed(short, p.block) * p.block
+            more = _needed(short, p.block)
+            s.slot[j].held += more * p.block
+            blocks += more
+    s.counter[_USED] += blocks
 
 
 @_inlined
 def _grow(s: _State, p: _Setting, t: _Times) -> bool:
     """Reserve the blocks of this step; preempt until they fit. True: preempted."""
     preempted = False
-    blocks = _growth(s, p, t)
-    while s.counter[_USED] + blocks > p.blocks:
-        _preempt_last(s, p)
-        preempted = True
-        blocks = _growth(s, p, t)
-    s.counter[_USED] += blocks
-    if p.longest > 0 and blocks > 0:
+    n = s.counter[_DECODING]
+    if p.longest == 0 or s.counter[_USED] + n * _needed(1 + t.gamma[t.row[n]], p.block) > p.blocks:  # else it fits
+        while s.counter[_USED] + _growth(s, p, t) > p.blocks:
+            _preempt_last(s, p)
+            preempted = True
+    if p.longest == 0:
+        s.counter[_USED] += _growth(s, p, t)
+    else:
         _hold(s, p, t)
     return preempted
 
@@ -1019,15 +1024,15 @@ def _draw(s: _State, p: _Setting, n: int, gamma: int) -> None:
     steps, kept = s.counter[_STEPS], 0
     running = s.counter[_RUNNING]
     for place in range(n):
-        j = s.order[place]
+        j = np.uint64(s.order[place])
         if gamma > 0:
             gain = _accepted(s.slot[j].log_alpha, gamma, _uniform(s.slot[j].name, steps - 1 - s.slot[j].born))
             s.slot[j].origin += gain
             s.counter[_CONTEXT] += gain
         if s.slot[j].origin + steps >= s.slot[j].goal:
-            _complete(s, p, j, True)
+            _complete(s, p, s.order[place], True)
         else:
-            s.order[kept] = j
+            s.order[kept] = s.order[place]
             kept += 1
     if kept < n:
         for place in range(n, running):
