@@ -39,7 +39,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -244,6 +244,7 @@ def simulate(
     alpha: float | FloatArray = 0.0,
     seed: int = 0,
     ids: IntArray | None = None,
+    ready_s: float = 0.0,
 ) -> Records:
     """Run ``workload`` through one replica until every request is complete.
 
@@ -267,6 +268,8 @@ def simulate(
         Of the acceptances. Each is a function of (seed, id of the request, round), whatever the schedule does.
     ids : array, optional
         Names of the requests for that function; 0, 1, 2, ... if not given.
+    ready_s : float
+        When the replica can begin its first step: the end of loading its model. Who arrives before waits [s].
 
     Returns
     -------
@@ -286,19 +289,102 @@ def simulate(
     >>> run.first_token.round(6).tolist(), run.completion.round(6).tolist()
     ([0.01], [0.11])
     """
-    arrival, prompt, output = _requests(workload)
-    count = arrival.size
-    acceptance = np.array(alpha, dtype=np.float64, ndmin=1)
+    requests = _new_requests(workload, alpha, ids)
+    setting, times = _setting(workload, limits, kv_tokens, draft_rows(schedule, table, limits), seed, table)
+    (start,) = ready_times(ready_s, 1)
+    state = _new_state(requests, setting)
+    state.clock[_NOW] = start
+    _run(state, setting, times)
+    return _records(state, setting, bool(workload.clients))
+
+
+Routing = Literal["round-robin", "random", "least-outstanding"]
+ROUTINGS: tuple[Routing, ...] = ("round-robin", "random", "least-outstanding")
+
+
+def simulate_together(
+    workload: Workload,
+    table: StepTable,
+    limits: Limits,
+    kv_tokens: int,
+    ready_s: FloatArray,
+    routing: Routing,
+    schedule: int | Sequence[int] | IntArray = 0,
+    alpha: float | FloatArray = 0.0,
+    seed: int = 0,
+    ids: IntArray | None = None,
+) -> list[tuple[IntArray, Records]]:
+    """Run ``workload`` through equal replicas on one clock: for routing that looks at them, and for closed loops.
+
+    A request is handed over when it is sent, to one of the replicas that are ready by then, to one of all if none is:
+    by the first ``ROUTINGS`` in turn or by a draw, by the last to one with the fewest requests that it was given and
+    has not completed, the first such in the order of ``ready_s``. What completes at that very time is complete.
+
+    Parameters
+    ----------
+    ready_s : array
+        When each replica is ready, not falling [s].
+    routing : str
+        One of ``ROUTINGS``.
+
+    Others as :func:`simulate`, ``seed`` also of random routing.
+
+    Returns
+    -------
+    list
+        For each replica that was given a request: which ones, ascending, and their records.
+
+    Raises
+    ------
+    InputError
+        As :func:`simulate`; if ``routing`` is unknown or ``ready_s`` falls.
+
+    Examples
+    --------
+    >>> from simulator.workload import Workload
+    >>> table = StepTable([0], [[0.0, 0.01]], [[0.0, 0.0]], [0, 1000], [0.0, 0.1])
+    >>> work, limits = Workload([0.0, 0.1, 0.2], [1, 1, 1], [100, 2, 2]), Limits(max_num_seqs=1)
+    >>> [who.tolist() for who, _ in simulate_together(work, table, limits, 9999, np.zeros(2), "least-outstanding")]
+    [[0], [1, 2]]
+    """
+    require(routing in ROUTINGS, "routing", f"must be one of {', '.join(ROUTINGS)}", routing)
+    start = np.ascontiguousarray(ready_s, dtype=np.float64)
+    require(start.ndim == 1 and bool(np.all(np.diff(start) >= 0)), "ready_s", "must not fall [s]", ready_s)
+    requests = _new_requests(workload, alpha, ids)
+    setting, times = _setting(workload, limits, kv_tokens, draft_rows(schedule, table, limits), seed, table)
+    door = _new_door(requests, setting, start, draws(routing, workload.requests, seed), ROUTINGS.index(routing))
+    replicas = _new_state(requests, setting, start.shape)
+    replicas.clock[:, _NOW] = start
+    _run_together(door, replicas, setting, setting._replace(clients=0), times)
+    given = [(r, np.flatnonzero(door.home == r)) for r in range(start.size)]
+    return [
+        (who, _records(_replica(replicas, r, who), setting, bool(workload.clients))) for r, who in given if who.size
+    ]
+
+
+def draws(routing: Routing, count: int, seed: int) -> FloatArray:
+    """Return what random routing decides by, one number in [0, 1) an arrival; nothing for the others."""
+    return np.random.default_rng(seed).random(count if routing == "random" else 0)
+
+
+def ready_times(ready_s: float | FloatArray, replicas: int) -> FloatArray:
+    """Return when each replica is ready, earliest first; one number stands for all [s]."""
+    given = np.atleast_1d(np.asarray(ready_s, dtype=np.float64))
     require(
-        acceptance.shape in ((1,), (count,)), "alpha", f"must be one number or one per request ({count}) [-]", alpha
+        given.shape in ((1,), (replicas,)),
+        "ready_s",
+        f"must be one number or one per replica ({replicas}) [s]",
+        ready_s,
     )
     require(
-        bool(np.all((acceptance >= 0) & (acceptance <= 1))),
-        "alpha",
-        "must lie in [0, 1] [-]",
-        alpha,
-        "It is a probability per drafted token: pass 0.8, not 80.",
+        bool(np.all(np.isfinite(given)) and np.all(given >= 0)), "ready_s", "must be finite and at least 0 [s]", ready_s
     )
+    return np.sort(np.broadcast_to(given, (replicas,)))
+
+
+def _setting(
+    workload: Workload, limits: Limits, kv_tokens: int, rows: IntArray, seed: int, table: StepTable
+) -> tuple[_Setting, _Times]:
     require(
         table.base.shape[1] > limits.max_num_seqs,
         "table",
@@ -307,10 +393,6 @@ def simulate(
     )
     blocks = int(kv_tokens) // limits.block_size
     require(blocks > 0, "kv_tokens", f"must hold at least one block of {limits.block_size} [tokens]", kv_tokens)
-    rows = draft_rows(schedule, table, limits)
-    names = np.arange(count, dtype=np.int64) if ids is None else np.ascontiguousarray(ids, dtype=np.int64)
-    require(names.shape == (count,), "ids", f"must name each of the {count} requests", names.shape)
-
     times = _Times(
         rows,
         table.draft_lengths,
@@ -321,7 +403,6 @@ def simulate(
         table._token_time(np.arange(min(limits.max_num_batched_tokens, _TABLED) + 1.0)),
         float(table.prefill_context_slope),
     )
-    longest = int(table.draft_lengths[rows].max())
     setting = _Setting(
         limits.max_num_seqs,
         limits.max_num_batched_tokens,
@@ -330,11 +411,9 @@ def simulate(
         int(workload.clients),
         float(workload.think_time),
         np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))),
-        longest,
+        int(table.draft_lengths[rows].max()),
     )
-    state = _new_state(_new_requests(arrival, prompt, output, acceptance, names), setting)
-    _run(state, setting, times)
-    return _records(state, workload, limits, blocks)
+    return setting, times
 
 
 def is_compiled() -> bool:
@@ -398,45 +477,86 @@ def _requests(workload: Workload) -> tuple[FloatArray, IntArray, IntArray]:
     return arrival, prompt, output
 
 
-def _new_requests(
-    arrival: FloatArray, prompt: IntArray, output: IntArray, alpha: FloatArray, ids: IntArray
-) -> _Requests:
+def _new_requests(workload: Workload, alpha: float | FloatArray, ids: IntArray | None) -> _Requests:
+    arrival, prompt, output = _requests(workload)
     count = arrival.size
+    acceptance = np.array(alpha, dtype=np.float64, ndmin=1)
+    require(
+        acceptance.shape in ((1,), (count,)), "alpha", f"must be one number or one per request ({count}) [-]", alpha
+    )
+    require(
+        bool(np.all((acceptance >= 0) & (acceptance <= 1))),
+        "alpha",
+        "must lie in [0, 1] [-]",
+        alpha,
+        "It is a probability per drafted token: pass 0.8, not 80.",
+    )
+    names = np.arange(count, dtype=np.int64) if ids is None else np.ascontiguousarray(ids, dtype=np.int64)
+    require(names.shape == (count,), "ids", f"must name each of the {count} requests", names.shape)
     # two blocks instead of a dozen arrays: a large one comes in huge pages, small ones in a page fault every 4 kB
     times, counts = np.zeros((5, count)), np.zeros((8, count), dtype=np.int64)
     times[0] = arrival
     times[1:4] = np.nan
     counts[0] = counts[7] = prompt
     counts[1] = output
-    counts[2] = ids
+    counts[2] = names
     columns: dict[str, Any] = dict(zip(_TIMES + _COUNTS, [*times, *counts], strict=True))
-    return _Requests(**columns, alpha=alpha, refused=np.zeros(count, dtype=np.bool_))
+    return _Requests(**columns, alpha=acceptance, refused=np.zeros(count, dtype=np.bool_))
 
 
 _TIMES = ("arrival", "admitted", "first_token", "completion", "service_s")
 _COUNTS = ("prompt", "output", "id", "rounds", "drafted", "accepted", "preemptions", "target")
 
 
-def _new_state(requests: _Requests, setting: _Setting) -> _State:
+def _new_state(requests: _Requests, setting: _Setting, replicas: tuple[int, ...] = ()) -> _State:
+    """Return the state of an idle replica, or of many in arrays with a dimension more."""
     count, slots = requests.arrival.size, setting.slots
+
+    def zeros(*shape: int, dtype: Any = np.int64) -> Any:
+        return np.zeros((*replicas, *shape), dtype=dtype)
+
     return _State(
         requests,
-        slot=np.zeros(slots, dtype=_SLOT),
-        free=np.arange(slots),
-        order=np.zeros(slots, dtype=np.int64),
-        chunked=np.zeros(slots, dtype=np.int64),
-        heap=np.zeros(slots, dtype=np.int64),
-        offsets=np.zeros(setting.block, dtype=np.int64),
-        waiting=np.zeros(count, dtype=np.int64),
-        pending=np.zeros(count if setting.clients else 1, dtype=np.int64),
-        counter=np.zeros(_COUNTERS, dtype=np.int64),
-        clock=np.zeros(_CLOCKS),
-        batch_s=np.zeros(slots + 1),
+        slot=zeros(slots, dtype=_SLOT),
+        free=zeros(slots) + np.arange(slots),
+        order=zeros(slots),
+        chunked=zeros(slots),
+        heap=zeros(slots),
+        offsets=zeros(setting.block),
+        waiting=zeros(count),
+        pending=zeros(count if setting.clients else 1),
+        counter=zeros(_COUNTERS),
+        clock=zeros(_CLOCKS, dtype=np.float64),
+        batch_s=zeros(slots + 1, dtype=np.float64),
     )
 
 
-def _records(state: _State, workload: Workload, limits: Limits, blocks: int) -> Records:
-    assert int(state.counter[_DONE]) == state.request.arrival.size
+def _new_door(requests: _Requests, setting: _Setting, ready: FloatArray, draw: FloatArray, routing: int) -> _Door:
+    replicas = ready.size
+    return _Door(
+        _new_state(requests, setting),
+        ready,
+        draw,
+        routing,
+        home=np.full(requests.arrival.size, -1, dtype=np.int64),
+        load=np.zeros(replicas, dtype=np.int64),
+        running=np.zeros(replicas, dtype=np.bool_),
+        due=np.full(replicas, np.inf),
+        batch=np.zeros(replicas, dtype=np.int64),
+        steps=np.zeros(replicas, dtype=np.int64),
+    )
+
+
+def _replica(states: _State, replica: int, who: IntArray) -> _State:
+    """Return the state of one of the replicas, with its requests alone."""
+    shared = states.request
+    own: list[Any] = [column if column.size < shared.arrival.size else column[who] for column in shared]
+    return _State(_Requests(*own), *(getattr(states, name)[replica] for name in _State._fields[1:]))
+
+
+def _records(state: _State, setting: _Setting, closed: bool) -> Records:
+    blocks = setting.blocks
+    assert bool(np.all(state.request.refused | np.isfinite(state.request.completion)))
     assert int(state.counter[_KV_PEAK]) <= blocks
     assert not state.counter[[_RUNNING, _DECODING, _WAITING, _USED, _CONTEXT, _HEAPED]].any()
     assert not state.offsets.any()
@@ -447,10 +567,10 @@ def _records(state: _State, workload: Workload, limits: Limits, blocks: int) -> 
         steps=int(state.counter[_STEPS]),
         end_s=float(state.clock[_NOW]),
         emitted=int(state.counter[_EMITTED]),
-        kv_peak_tokens=int(state.counter[_KV_PEAK]) * limits.block_size,
-        kv_tokens=blocks * limits.block_size,
+        kv_peak_tokens=int(state.counter[_KV_PEAK]) * setting.block,
+        kv_tokens=blocks * setting.block,
         clear_s=float(state.clock[_CLEAR]),
-        closed=bool(workload.clients),
+        closed=closed,
     )
 
 
@@ -523,6 +643,21 @@ class _State(NamedTuple):
     counter: IntArray
     clock: FloatArray
     batch_s: FloatArray
+
+
+class _Door(NamedTuple):
+    """What stands before the replicas of a tier: arrivals, who gets them, and what each replica is about."""
+
+    lobby: _State  # its arrivals to come and its count of the requests done; nothing else of it is used
+    ready: FloatArray  # when each replica has its model, not falling [s]
+    draw: FloatArray  # of random routing, one an arrival
+    routing: int  # place in ROUTINGS
+    home: IntArray  # replica of each request
+    load: IntArray  # requests given to each replica and not complete
+    running: NDArray[np.bool_]  # within a step, or steps without an event; else between two, or idle
+    due: FloatArray  # when that ends; else when its next step begins, inf: idle [s]
+    batch: IntArray  # sequences that decode in the steps under way
+    steps: IntArray  # how many they are
 
 
 # A running sequence. Where it decodes, origin + steps so far = tokens in its KV cache, which rises by itself when a
@@ -712,6 +847,21 @@ def _finish(s: _State, p: _Setting, now: float) -> None:
         _send(s, s.counter[_KNOWN], now + p.think)
 
 
+@_inlined
+def _too_large(s: _State, p: _Setting, i: int) -> bool:
+    """Whether the whole cache could not hold the request."""
+    r = s.request
+    growth = r.output[i] - 1 + p.longest if r.output[i] > 1 else 0
+    return bool(_needed(r.prompt[i] + growth, p.block) > p.blocks)
+
+
+@_inlined
+def _queue(s: _State, i: int) -> None:
+    place = s.counter[_HEAD] + s.counter[_WAITING]
+    s.waiting[place if place < s.waiting.size else place - s.waiting.size] = i
+    s.counter[_WAITING] += 1
+
+
 @_compiled
 def _arrive(s: _State, p: _Setting) -> None:
     """Requests that have arrived by now join the queue; those larger than the whole cache are refused."""
@@ -721,14 +871,11 @@ def _arrive(s: _State, p: _Setting) -> None:
         if r.arrival[i] > s.clock[_NOW]:
             break
         s.counter[_NEXT] += 1
-        growth = r.output[i] - 1 + p.longest if r.output[i] > 1 else 0
-        if _needed(r.prompt[i] + growth, p.block) > p.blocks:
+        if _too_large(s, p, i):
             r.refused[i] = True
             _finish(s, p, r.arrival[i])
             continue
-        place = s.counter[_HEAD] + s.counter[_WAITING]
-        s.waiting[place if place < s.waiting.size else place - s.waiting.size] = i
-        s.counter[_WAITING] += 1
+        _queue(s, i)
 
 
 @_compiled
@@ -1079,8 +1226,8 @@ def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
 
 
 @_inlined
-def _step(s: _State, p: _Setting, t: _Times) -> None:
-    """One step, or as many as pass before something happens."""
+def _begin(s: _State, p: _Setting, t: _Times) -> tuple[int, int]:
+    """Begin a step; return who decodes in it, and how many steps like it pass before something happens."""
     preempted = _grow(s, p, t)
     n = s.counter[_DECODING]
     _prefill(s, p, p.budget - n * (t.gamma[t.row[n]] + 1), not preempted)
@@ -1089,21 +1236,161 @@ def _step(s: _State, p: _Setting, t: _Times) -> None:
     steps = 1
     if p.longest == 0 and s.counter[_CHUNKED] == 0 and not preempted:  # after a preemption the next step may admit
         steps = _steps_to_event(s, p, t, n)
-    _advance(s, p, t, n, steps)
+    return n, steps
 
 
-@_compiled
-def _run(s: _State, p: _Setting, t: _Times) -> None:
+@_inlined
+def _open(s: _State, p: _Setting) -> None:
+    """Arrivals that are known from the start."""
     count = s.request.arrival.size
     if p.clients == 0:
         s.counter[_KNOWN] = count
     for i in range(min(p.clients, count)):
         _send(s, i, s.request.arrival[i])
+
+
+@_compiled
+def _run(s: _State, p: _Setting, t: _Times) -> None:
+    _open(s, p)
     s.clock[_CLEAR] = -np.inf
-    while s.counter[_DONE] < count:
+    while s.counter[_DONE] < s.request.arrival.size:
         if s.counter[_RUNNING] == 0 and s.counter[_WAITING] == 0:
             s.clock[_NOW] = max(s.clock[_NOW], s.request.arrival[_pending(s, p, s.counter[_NEXT])])
             s.clock[_CLEAR] = s.clock[_NOW]
         _arrive(s, p)
         if s.counter[_RUNNING] > 0 or s.counter[_WAITING] > 0:
-            _step(s, p, t)
+            n, steps = _begin(s, p, t)
+            _advance(s, p, t, n, steps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Replicas together
+# ---------------------------------------------------------------------------------------------------------------------
+
+# What happens next is the least of: a step's end, an arrival, a step's beginning, in this order at equal times. A
+# replica plans its jump when it begins it, knowing no arrival; one that is handed to it while nobody waits ends the
+# jump with the step under way. So an event costs what it does with one replica, and a look at the due times of all.
+
+
+@_inlined
+def _one_of(all_: _State, r: int) -> _State:
+    return _State(
+        all_.request,
+        all_.slot[r],
+        all_.free[r],
+        all_.order[r],
+        all_.chunked[r],
+        all_.heap[r],
+        all_.offsets[r],
+        all_.waiting[r],
+        all_.pending[r],
+        all_.counter[r],
+        all_.clock[r],
+        all_.batch_s[r],
+    )
+
+
+@_inlined
+def _due(s: _State, t: _Times, n: int, steps: int) -> float:
+    """When the steps under way will have passed."""
+    prefill, _ = _prefill_time(s, t, n)
+    return float(s.clock[_NOW] + (_decode_time(s, t, n, steps) + prefill))
+
+
+@_inlined
+def _soonest(d: _Door) -> int:
+    """The replica whose step ends or begins next; ends go first."""
+    r = 0
+    for k in range(1, d.due.size):
+        if d.due[k] < d.due[r] or (d.due[k] == d.due[r] and d.running[k] and not d.running[r]):
+            r = k
+    return r
+
+
+@_inlined
+def _choose(d: _Door, turn: int, at: float) -> int:
+    """The replica that the arrival of that turn is handed to."""
+    ready = 0
+    while ready < d.ready.size and d.ready[ready] <= at:
+        ready += 1
+    among = ready if ready > 0 else d.ready.size
+    if d.routing == 0:
+        return turn % among
+    if d.routing == 1:
+        return int(d.draw[turn] * among)
+    r = 0
+    for k in range(1, among):
+        if d.load[k] < d.load[r]:
+            r = k
+    return r
+
+
+@_compiled
+def _hand_over(d: _Door, s: _State, t: _Times, r: int, i: int, at: float) -> None:
+    """Replica r gets request i: if nobody waits there, it will look at it after the step under way."""
+    d.load[r] += 1
+    if d.due[r] == np.inf:
+        s.clock[_NOW] = max(s.clock[_NOW], at)
+        d.due[r] = s.clock[_NOW]
+    if s.counter[_WAITING] == 0:
+        s.clock[_CLEAR] = s.clock[_NOW]
+        if d.running[r]:
+            n = d.batch[r]
+            if d.steps[r] > 1:
+                d.steps[r] = _steps_until(s, t, n, d.steps[r], at)
+                d.due[r] = _due(s, t, n, d.steps[r])
+            s.clock[_CLEAR] += _decode_time(s, t, n, d.steps[r] - 1)
+    _queue(s, i)
+
+
+@_inlined
+def _receive(d: _Door, all_: _State, p: _Setting, t: _Times) -> None:
+    """The next arrival is refused or handed over."""
+    turn = d.lobby.counter[_NEXT]
+    i = _pending(d.lobby, p, turn)
+    at = d.lobby.request.arrival[i]
+    d.lobby.counter[_NEXT] += 1
+    d.home[i] = _choose(d, turn, at)
+    if _too_large(d.lobby, p, i):
+        d.lobby.request.refused[i] = True
+        _finish(d.lobby, p, at)
+    else:
+        _hand_over(d, _one_of(all_, d.home[i]), t, d.home[i], i, at)
+
+
+@_inlined
+def _end(d: _Door, s: _State, p: _Setting, outside: _Setting, t: _Times, r: int) -> None:
+    """The steps under way at replica r have passed."""
+    done = s.counter[_DONE]
+    _advance(s, p, t, d.batch[r], d.steps[r])
+    for _ in range(s.counter[_DONE] - done):
+        d.load[r] -= 1
+        _finish(d.lobby, outside, s.clock[_NOW])
+    d.running[r] = False
+    d.due[r] = s.clock[_NOW] if s.counter[_RUNNING] > 0 or s.counter[_WAITING] > 0 else np.inf
+
+
+@_compiled
+def _run_together(d: _Door, all_: _State, outside: _Setting, p: _Setting, t: _Times) -> None:
+    """``outside`` has the clients; replicas know of none, nor of arrivals to come."""
+    count = d.lobby.request.arrival.size
+    lobby = d.lobby
+    _open(lobby, outside)
+    for r in range(d.ready.size):
+        all_.counter[r, _NEXT] = all_.counter[r, _KNOWN] = count
+        all_.clock[r, _CLEAR] = -np.inf
+    while lobby.counter[_DONE] < count:
+        at = np.inf
+        if lobby.counter[_NEXT] < lobby.counter[_KNOWN]:
+            at = lobby.request.arrival[_pending(lobby, outside, lobby.counter[_NEXT])]
+        r = _soonest(d)
+        if at < d.due[r] or (at == d.due[r] and not d.running[r]):
+            _receive(d, all_, outside, t)
+            continue
+        s = _one_of(all_, r)
+        if d.running[r]:
+            _end(d, s, p, outside, t, r)
+        else:
+            d.batch[r], d.steps[r] = _begin(s, p, t)
+            d.due[r] = _due(s, t, d.batch[r], d.steps[r])
+            d.running[r] = True
