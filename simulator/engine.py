@@ -356,6 +356,7 @@ def simulate_together(
     replicas = _new_state(requests, setting, start.shape)
     replicas.clock[:, _NOW] = start
     _run_together(door, replicas, setting, setting._replace(clients=0), times)
+    replicas.clock[:, _CLEAR] = door.clear
     given = [(r, np.flatnonzero(door.home == r)) for r in range(start.size)]
     return [
         (who, _records(_replica(replicas, r, who), setting, bool(workload.clients))) for r, who in given if who.size
@@ -544,6 +545,7 @@ def _new_door(requests: _Requests, setting: _Setting, ready: FloatArray, draw: F
         due=np.full(replicas, np.inf),
         batch=np.zeros(replicas, dtype=np.int64),
         steps=np.zeros(replicas, dtype=np.int64),
+        clear=np.full(replicas, -np.inf),
     )
 
 
@@ -658,6 +660,7 @@ class _Door(NamedTuple):
     due: FloatArray  # when that ends; else when its next step begins, inf: idle [s]
     batch: IntArray  # sequences that decode in the steps under way
     steps: IntArray  # how many they are
+    clear: FloatArray  # `_CLEAR` of each replica as its last arrival found it [s]
 
 
 # A running sequence. Where it decodes, origin + steps so far = tokens in its KV cache, which rises by itself when a
@@ -1340,6 +1343,7 @@ def _hand_over(d: _Door, s: _State, t: _Times, r: int, i: int, at: float) -> Non
                 d.steps[r] = _steps_until(s, t, n, d.steps[r], at)
                 d.due[r] = _due(s, t, n, d.steps[r])
             s.clock[_CLEAR] += _decode_time(s, t, n, d.steps[r] - 1)
+    d.clear[r] = s.clock[_CLEAR]  # of all that it has been so far, the last one before an arrival counts
     _queue(s, i)
 
 
@@ -1376,9 +1380,6 @@ def _run_together(d: _Door, all_: _State, outside: _Setting, p: _Setting, t: _Ti
     count = d.lobby.request.arrival.size
     lobby = d.lobby
     _open(lobby, outside)
-    for r in range(d.ready.size):
-        all_.counter[r, _NEXT] = all_.counter[r, _KNOWN] = count
-        all_.clock[r, _CLEAR] = -np.inf
     while lobby.counter[_DONE] < count:
         at = np.inf
         if lobby.counter[_NEXT] < lobby.counter[_KNOWN]:
