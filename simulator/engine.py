@@ -960,7 +960,7 @@ def _admissible(s: _State, p: _Setting) -> bool:
     """Whether slot and KV blocks are free for the head of the queue."""
     if s.counter[_WAITING] == 0 or s.counter[_RUNNING] == p.slots:
         return False
-    return s.counter[_USED] + _blocks_to_admit(s, p, s.waiting[s.counter[_HEAD]]) <= p.blocks
+    return bool(s.counter[_USED] + _blocks_to_admit(s, p, s.waiting[s.counter[_HEAD]]) <= p.blocks)
 
 
 @_inlined
