@@ -7,6 +7,7 @@ its records.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +85,10 @@ class Reference:
         """Tokens that a request may hold in the KV cache."""
         return r.prompt + (r.output - 1 + self.longest if r.output > 1 else 0)
 
+    def too_large(self, r: Request) -> bool:
+        """Whether a request would not fit alone."""
+        return self.needed(self.most(r)) > self.blocks
+
     def need(self, r: Request) -> int:
         """KV blocks for which admission waits."""
         return self.needed(self.most(r) if self.limits.rules.reserve_output else r.target)
@@ -114,7 +119,7 @@ class Reference:
             if r.arrival > self.now:
                 break
             self.coming.popleft()
-            if self.needed(self.most(r)) > self.blocks:
+            if self.too_large(r):
                 r.refused = True
                 self.finish(r.arrival)
             else:
@@ -269,6 +274,25 @@ def accepted(r: Request, gamma: int) -> int:
     return min(gamma, math.floor(math.log(u) / r.log_alpha))
 
 
+def all_requests(work: Workload, alpha: float, seed: int) -> list[Request]:
+    """The requests of a workload."""
+    log_alpha = math.log(alpha) if alpha > 0 else -math.inf
+    key = mix(seed % WORD)
+    return [
+        Request(i, 0.0 if work.clients else float(at), int(prompt), int(output), log_alpha, mix(key ^ i))
+        for i, (at, prompt, output) in enumerate(zip(work.arrival, work.prompt, work.output, strict=True))
+    ]
+
+
+def new_engine(
+    kind: type[Any], work: Workload, table: StepTable, limits: Limits, kv_tokens: int, schedule: int | list[int]
+) -> Any:
+    """A replica at rest."""
+    rows = draft_rows(schedule, table, limits).tolist()
+    longest = int(table.draft_lengths[rows].max())
+    return kind(work, table, limits, kv_tokens // limits.block_size, rows, longest)
+
+
 def reference(
     work: Workload,
     table: StepTable,
@@ -279,16 +303,9 @@ def reference(
     seed: int = 0,
 ) -> tuple[Records, float]:
     """Return the records of a run, and how close an arrival came to the end of a step without being at it [s]."""
-    log_alpha = math.log(alpha) if alpha > 0 else -math.inf
-    rows = draft_rows(schedule, table, limits).tolist()
-    key = mix(seed % WORD)
-    requests = [
-        Request(i, 0.0 if work.clients else float(at), int(prompt), int(output), log_alpha, mix(key ^ i))
-        for i, (at, prompt, output) in enumerate(zip(work.arrival, work.prompt, work.output, strict=True))
-    ]
+    requests = all_requests(work, alpha, seed)
     sent = work.clients or len(requests)
-    longest = int(table.draft_lengths[rows].max())
-    engine = Reference(work, table, limits, kv_tokens // limits.block_size, rows, longest)
+    engine = new_engine(Reference, work, table, limits, kv_tokens, schedule)
     engine.coming, engine.unsent = deque(requests[:sent]), deque(requests[sent:])
     batch_s = [0.0] * (limits.max_num_seqs + 1)
     while engine.coming or engine.waiting or engine.running:
@@ -299,6 +316,111 @@ def reference(
         if engine.waiting or engine.running:
             engine.step(batch_s)
     return records(engine, requests, np.array(batch_s)), engine.closest
+
+
+class Replica(Reference):
+    """One of several: a client sends its next request to the tier, not to the replica that served it."""
+
+    tier: Tier
+
+    def finish(self, at: float) -> None:
+        """Tell the tier."""
+        self.tier.finish(at)
+
+
+@dataclass
+class Tier:
+    """Replicas behind a router, moved one step at a time, always the one whose next step begins first."""
+
+    replicas: list[Replica]
+    ready: list[float]  # when each has its model, ascending [s]
+    routing: str
+    draws: list[float]  # of random routing
+    requests: list[Request]  # in the order in which they are sent
+    times: list[float]  # when the next of them are sent, as far as known, ascending [s]
+    closed: bool
+    think_time: float
+    home: list[int] = field(default_factory=list)  # replica of each request sent
+    closest: float = math.inf  # least distance of an arrival from a completion that it was not at exactly [s]
+
+    def finish(self, at: float) -> None:
+        """A client of a closed loop will send a request, if there is one left by then."""
+        if self.closed:
+            insort(self.times, at + self.think_time)
+
+    def outstanding(self, replica: int, at: float) -> int:
+        """Requests that a replica was given and has not completed by then."""
+        given = [r for r, home in zip(self.requests, self.home, strict=False) if home == replica and not r.refused]
+        ends = [r.completion for r in given if not math.isnan(r.completion)]
+        self.closest = min([self.closest, *(abs(end - at) for end in ends if end != at)])
+        return len(given) - sum(end <= at for end in ends)
+
+    def choose(self, at: float) -> int:
+        """Who gets the next arrival."""
+        among = [k for k, ready in enumerate(self.ready) if ready <= at] or list(range(len(self.ready)))
+        turn = len(self.home)
+        if self.routing == "round-robin":
+            return among[turn % len(among)]
+        if self.routing == "random":
+            return among[math.floor(self.draws[turn] * len(among))]
+        return min(among, key=lambda k: (self.outstanding(k, at), k))
+
+    def run(self, batch_s: list[list[float]]) -> None:
+        """All requests."""
+        while True:
+            begins = [(e.now, k) for k, e in enumerate(self.replicas) if e.waiting or e.running or e.coming]
+            more = bool(self.times) and len(self.home) < len(self.requests)
+            if more and (not begins or self.times[0] <= min(begins)[0]):
+                request = self.requests[len(self.home)]
+                request.arrival = self.times.pop(0)
+                k = self.choose(request.arrival)
+                self.home.append(k)
+                engine = self.replicas[k]
+                if engine.too_large(request):
+                    request.refused = True
+                    self.finish(request.arrival)
+                    continue
+                if not (engine.waiting or engine.running or engine.coming):
+                    engine.now = max(engine.now, request.arrival)
+                engine.coming.append(request)
+            elif begins:
+                _, k = min(begins)
+                engine = self.replicas[k]
+                engine.arrive()
+                if engine.waiting or engine.running:
+                    engine.step(batch_s[k])
+            else:
+                return
+
+
+def reference_tier(
+    work: Workload,
+    table: StepTable,
+    limits: Limits,
+    kv_tokens: int,
+    ready: list[float],
+    routing: str,
+    schedule: int | list[int] = 0,
+    alpha: float = 0.0,
+    seed: int = 0,
+    draws: list[float] | None = None,
+) -> tuple[list[tuple[list[int], Records]], float]:
+    """Return, of each replica that was given a request, which ones and their records; and as :func:`reference`."""
+    requests = all_requests(work, alpha, seed)
+    times = [0.0] * min(work.clients, len(requests)) if work.clients else [r.arrival for r in requests]
+    tier = Tier([], ready, routing, draws or [], requests, times, work.clients > 0, work.think_time)
+    for start in ready:
+        replica = new_engine(Replica, work, table, limits, kv_tokens, schedule)
+        replica.now, replica.tier = start, tier
+        tier.replicas.append(replica)
+    batch_s = [[0.0] * (limits.max_num_seqs + 1) for _ in ready]
+    tier.run(batch_s)
+    found = []
+    for k, (replica, busy) in enumerate(zip(tier.replicas, batch_s, strict=True)):
+        given = [r for r in requests if tier.home[r.index] == k]
+        if given:
+            found.append(([r.index for r in given], records(replica, given, np.array(busy))))
+    return found, min(tier.closest, *(replica.closest for replica in tier.replicas))
 
 
 PER_REQUEST = (
