@@ -281,7 +281,7 @@ def simulate(
     ----------
     workload : Workload
         Arrival times [s], prompt and output lengths [tokens]. With ``clients`` > 0 arrival times are ignored: the first
-        ``clients`` requests are sent at 0, each later one ``think_time`` after a completion.
+        ``clients`` requests are sent after their ``pauses``, each later one its pause after a completion.
     table : StepTable
         Times of steps, up to at least ``limits.max_num_seqs`` sequences.
     limits : Limits
@@ -439,7 +439,7 @@ def _setting(
         limits.block_size,
         blocks,
         int(workload.clients),
-        float(workload.think_time),
+        np.array(workload.pauses) if workload.clients else np.zeros(1),  # a copy: see _seconds
         np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))),
         int(table.draft_lengths[rows].max()),
         bool(limits.rules.schedule_ahead),
@@ -626,7 +626,7 @@ class _Setting(NamedTuple):
     block: int  # tokens per KV block
     blocks: int  # KV blocks
     clients: int  # 0: open loop
-    think: float  # [s]
+    pause: FloatArray  # before each request of a closed loop [s]
     key: np.uint64  # of the acceptances
     longest: int  # greatest draft length of the schedule; 0: plain decoding, which jumps
     ahead: bool  # who joins a step is fixed when the one before it starts
@@ -889,7 +889,7 @@ def _finish(s: _State, p: _Setting, now: float) -> None:
     """A request is done with; in a closed loop its client sends the next one."""
     s.counter[_DONE] += 1
     if p.clients > 0 and s.counter[_KNOWN] < s.request.arrival.size:
-        _send(s, s.counter[_KNOWN], now + p.think)
+        _send(s, s.counter[_KNOWN], now + p.pause[s.counter[_KNOWN]])
 
 
 @_inlined
@@ -1404,7 +1404,7 @@ def _open(s: _State, p: _Setting) -> None:
     if p.clients == 0:
         s.counter[_KNOWN] = count
     for i in range(min(p.clients, count)):
-        _send(s, i, s.request.arrival[i])
+        _send(s, i, p.pause[i])
 
 
 @_compiled

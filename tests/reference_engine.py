@@ -108,7 +108,8 @@ class Reference:
     def finish(self, at: float) -> None:
         """A client of a closed loop sends its next request."""
         if self.work.clients and self.unsent:
-            self.send(self.unsent.popleft(), at + self.work.think_time)
+            request = self.unsent.popleft()
+            self.send(request, at + float(self.work.pauses[request.index]))
 
     def arrive(self) -> None:
         """Requests join the queue, or are refused."""
@@ -306,7 +307,9 @@ def reference(
     requests = all_requests(work, alpha, seed)
     sent = work.clients or len(requests)
     engine = new_engine(Reference, work, table, limits, kv_tokens, schedule)
-    engine.coming, engine.unsent = deque(requests[:sent]), deque(requests[sent:])
+    engine.unsent = deque(requests[sent:])
+    for request in requests[:sent]:
+        engine.send(request, float(work.pauses[request.index]) if work.clients else request.arrival)
     batch_s = [0.0] * (limits.max_num_seqs + 1)
     while engine.coming or engine.waiting or engine.running:
         if not engine.waiting and not engine.running:
