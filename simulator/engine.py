@@ -281,7 +281,7 @@ def simulate(
     ----------
     workload : Workload
         Arrival times [s], prompt and output lengths [tokens]. With ``clients`` > 0 arrival times are ignored: the first
-        ``clients`` requests are sent at 0, each later one ``think_time`` after a completion.
+        ``clients`` requests are sent after their ``pauses``, each later one its pause after a completion.
     table : StepTable
         Times of steps, up to at least ``limits.max_num_seqs`` sequences.
     limits : Limits
@@ -440,14 +440,14 @@ def _setting(
         limits.block_size,
         blocks,
         int(workload.clients),
-        float(workload.think_time),
+        np.array(workload.pauses) if workload.clients else np.zeros(1),  # a copy: see _seconds
         np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))),
         int(table.draft_lengths[rows].max()),
         bool(limits.rules.schedule_ahead),
         limits.rules.mixed_prefill,
         limits.rules.reserve_output,
         int(limits.rules.stream_interval),
-        int((np.asarray(workload.prompt) + np.asarray(workload.output)).max()),
+        int((workload.prompt + workload.output).max()),
     )
     return setting, times
 
@@ -580,7 +580,6 @@ def _new_door(requests: _Requests, setting: _Setting, ready: FloatArray, draw: F
         due=np.full(replicas, np.inf),
         batch=np.zeros(replicas, dtype=np.int64),
         steps=np.zeros(replicas, dtype=np.int64),
-        apart=np.zeros(replicas, dtype=np.bool_),
         clear=np.full(replicas, -np.inf),
     )
 
@@ -629,7 +628,7 @@ class _Setting(NamedTuple):
     block: int  # tokens per KV block
     blocks: int  # KV blocks
     clients: int  # 0: open loop
-    think: float  # [s]
+    pause: FloatArray  # before each request of a closed loop [s]
     key: np.uint64  # of the acceptances
     longest: int  # greatest draft length of the schedule; 0: plain decoding, which jumps
     ahead: bool  # who joins a step is fixed when the one before it starts
@@ -702,7 +701,6 @@ class _Door(NamedTuple):
     due: FloatArray  # when that ends; else when its next step begins, inf: idle [s]
     batch: IntArray  # sequences that decode in the steps under way
     steps: IntArray  # how many they are
-    apart: NDArray[np.bool_]  # or is it one of prompts alone
     clear: FloatArray  # `_CLEAR` of each replica as its last arrival found it [s]
 
 
@@ -894,14 +892,7 @@ def _finish(s: _State, p: _Setting, now: float) -> None:
     """A request is done with; in a closed loop its client sends the next one."""
     s.counter[_DONE] += 1
     if p.clients > 0 and s.counter[_KNOWN] < s.request.arrival.size:
-        _send(s, s.counter[_KNOWN], now + p.think)
-
-
-@_inlined
-def _queue(s: _State, i: int) -> None:
-    place = s.counter[_HEAD] + s.counter[_WAITING]
-    s.waiting[place if place < s.waiting.size else place - s.waiting.size] = i
-    s.counter[_WAITING] += 1
+        _send(s, s.counter[_KNOWN], now + p.pause[s.counter[_KNOWN]])
 
 
 @_inlined
@@ -912,9 +903,22 @@ def _at_most(s: _State, p: _Setting, i: int) -> int:
 
 
 @_inlined
+def _too_large(s: _State, p: _Setting, i: int) -> bool:
+    """Whether the whole cache could not hold the request."""
+    return bool(_needed(_at_most(s, p, i), p.block) > p.blocks)
+
+
+@_inlined
 def _blocks_to_admit(s: _State, p: _Setting, i: int) -> int:
     """KV blocks that a waiting request needs to be admitted."""
     return _needed(_at_most(s, p, i) if p.whole else s.request.target[i], p.block)
+
+
+@_inlined
+def _queue(s: _State, i: int) -> None:
+    place = s.counter[_HEAD] + s.counter[_WAITING]
+    s.waiting[place if place < s.waiting.size else place - s.waiting.size] = i
+    s.counter[_WAITING] += 1
 
 
 @_compiled
@@ -926,7 +930,7 @@ def _arrive(s: _State, p: _Setting) -> None:
         if r.arrival[i] > s.clock[_NOW]:
             break
         s.counter[_NEXT] += 1
-        if _needed(_at_most(s, p, i), p.block) > p.blocks:
+        if _too_large(s, p, i):
             r.refused[i] = True
             _finish(s, p, r.arrival[i])
             continue
@@ -1219,10 +1223,10 @@ def _reserve_ahead(s: _State, p: _Setting, n: int, steps: int) -> None:
     """Count the blocks that ``steps`` more steps of plain decoding take."""
     if p.whole:
         return
-    whole = steps // p.block
-    blocks = whole * n
+    rounds = steps // p.block
+    blocks = rounds * n
     at = (s.counter[_STEPS] + 1) % p.block
-    for _ in range(steps - whole * p.block):
+    for _ in range(steps - rounds * p.block):
         blocks += s.offsets[at]
         at = at + 1 if at + 1 < p.block else 0  # a division here would cost more than all else in a jump
     s.counter[_USED] += blocks
@@ -1245,19 +1249,17 @@ def _prefill_time(s: _State, t: _Times, n: int) -> tuple[float, int]:
 
 
 @_inlined
-def _durations(s: _State, t: _Times, n: int, steps: int) -> tuple[float, float, int]:
-    """Time of decoding and of the chunks in these steps [s], and the tokens of the chunks."""
+def _step_times(s: _State, t: _Times, n: int, steps: int) -> tuple[float, float, int]:
+    """The time of decoding and of prefill in the steps [s], and prompt tokens."""
     decode = _decode_time(s, t, n, steps) if n > 0 else t.base[t.row[0], 0]
     prefill, tokens = _prefill_time(s, t, n)
-    if tokens > 0:
-        prefill = max(prefill, t.floor - decode)
-    return decode, prefill, tokens
+    return float(decode), float(max(prefill, t.floor - decode) if tokens > 0 else 0.0), tokens
 
 
 @_inlined
 def _pass_time(s: _State, t: _Times, n: int, steps: int) -> None:
     """Advance the clock and share the time among those who took part."""
-    decode, prefill, tokens = _durations(s, t, n, steps)
+    decode, prefill, tokens = _step_times(s, t, n, steps)
     if tokens > 0:
         share = (prefill if n > 0 else prefill + decode) / tokens
         for place in range(s.counter[_CHUNKED]):
@@ -1348,7 +1350,7 @@ def _end_chunks(s: _State, p: _Setting) -> None:
 
 
 @_inlined
-def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int, apart: bool) -> None:
+def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
     """Let ``steps`` steps of n decoding sequences pass, the chunks of a single one included."""
     gamma = t.gamma[t.row[n]]
     began = s.clock[_NOW]
@@ -1359,7 +1361,7 @@ def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int, apart: bool)
     s.counter[_KV_PEAK] = max(s.counter[_KV_PEAK], s.counter[_USED])
     _pass_time(s, t, n, steps)
     s.counter[_QUIET] = 0 if n > 0 else s.counter[_QUIET] + 1
-    if apart:
+    if n == 0 and not p.mixed:
         s.counter[_APART] += 1
     else:
         if p.longest == 0 and p.stream > 1 and s.counter[_DUE] <= s.counter[_STEPS] + steps:
@@ -1377,8 +1379,8 @@ def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int, apart: bool)
 
 
 @_inlined
-def _begin(s: _State, p: _Setting, t: _Times) -> tuple[int, int, bool]:
-    """Begin a step: who decodes in it, how many like it pass before something happens, and if it is prompts alone."""
+def _begin(s: _State, p: _Setting, t: _Times) -> tuple[int, int]:
+    """Begin a step; return who decodes in it, and how many steps like it pass before something happens."""
     apart = not p.mixed and _prompts_first(s, p)
     preempted = False
     if not apart:
@@ -1397,7 +1399,7 @@ def _begin(s: _State, p: _Setting, t: _Times) -> tuple[int, int, bool]:
     idle = s.counter[_CHUNKED] == 0 and (not p.ahead or s.counter[_RUNNING] == s.counter[_DECODING])
     if p.longest == 0 and idle and not preempted:  # after a preemption the next step may admit
         steps = _steps_to_event(s, p, t, n)
-    return n, steps, apart
+    return n, steps
 
 
 @_inlined
@@ -1407,7 +1409,7 @@ def _open(s: _State, p: _Setting) -> None:
     if p.clients == 0:
         s.counter[_KNOWN] = count
     for i in range(min(p.clients, count)):
-        _send(s, i, s.request.arrival[i])
+        _send(s, i, p.pause[i])
 
 
 @_compiled
@@ -1420,8 +1422,8 @@ def _run(s: _State, p: _Setting, t: _Times) -> None:
             s.clock[_CLEAR] = s.clock[_NOW]
         _arrive(s, p)
         if s.counter[_RUNNING] > 0 or s.counter[_WAITING] > 0:
-            n, steps, apart = _begin(s, p, t)
-            _advance(s, p, t, n, steps, apart)
+            n, steps = _begin(s, p, t)
+            _advance(s, p, t, n, steps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1454,7 +1456,7 @@ def _one_of(all_: _State, r: int) -> _State:
 @_inlined
 def _due(s: _State, t: _Times, n: int, steps: int) -> float:
     """When the steps under way will have passed."""
-    decode, prefill, _ = _durations(s, t, n, steps)
+    decode, prefill, _ = _step_times(s, t, n, steps)
     return float(s.clock[_NOW] + (decode + prefill))
 
 
@@ -1513,7 +1515,7 @@ def _receive(d: _Door, all_: _State, p: _Setting, t: _Times) -> None:
     at = d.lobby.request.arrival[i]
     d.lobby.counter[_NEXT] += 1
     d.home[i] = _choose(d, turn, at)
-    if _needed(_at_most(d.lobby, p, i), p.block) > p.blocks:
+    if _too_large(d.lobby, p, i):
         d.lobby.request.refused[i] = True
         _finish(d.lobby, p, at)
     else:
@@ -1524,7 +1526,7 @@ def _receive(d: _Door, all_: _State, p: _Setting, t: _Times) -> None:
 def _end(d: _Door, s: _State, p: _Setting, outside: _Setting, t: _Times, r: int) -> None:
     """The steps under way at replica r have passed."""
     done = s.counter[_DONE]
-    _advance(s, p, t, d.batch[r], d.steps[r], d.apart[r])
+    _advance(s, p, t, d.batch[r], d.steps[r])
     for _ in range(s.counter[_DONE] - done):
         d.load[r] -= 1
         _finish(d.lobby, outside, s.clock[_NOW])
@@ -1550,6 +1552,6 @@ def _run_together(d: _Door, all_: _State, outside: _Setting, p: _Setting, t: _Ti
         if d.running[r]:
             _end(d, s, p, outside, t, r)
         else:
-            d.batch[r], d.steps[r], d.apart[r] = _begin(s, p, t)
+            d.batch[r], d.steps[r] = _begin(s, p, t)
             d.due[r] = _due(s, t, d.batch[r], d.steps[r])
             d.running[r] = True

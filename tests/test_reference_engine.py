@@ -64,7 +64,7 @@ def scenarios(draw: st.DrawFn, lengths: tuple[int, int] = (90, 60)) -> tuple[Wor
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     gap = draw(st.sampled_from([0.0, 0.03, 0.2, 1.0]))
     clients = draw(st.sampled_from([0, 0, 1, 3, 9]))
-    think = draw(st.sampled_from([0.0, 0.0717])) if clients else 0.0
+    think = draw(st.sampled_from([0.0, 0.0717, np.linspace(0.3, 0.0, count)])) if clients else 0.0
     work = Workload(
         np.cumsum(rng.exponential(gap, count)) if gap else np.zeros(count),
         rng.integers(1, draw(st.integers(1, lengths[0])) + 1, count),

@@ -4,7 +4,7 @@
 
 Replicas of the shipped scenario, Poisson arrivals at three quarters of the throughput of a full queue. Lengths follow
 the log-normal laws of the scenario; with --trace also those of the requests of FILE, drawn with replacement (the Azure
-LLM inference trace 2023, conversation; columns: see ``simulator.workload.read_trace``). The engine that steps is
+LLM inference trace 2023, conversation; columns: see ``simulator.traces.read_trace``). The engine that steps is
 ``tests/reference_engine.py``, plain Python. Seconds are those of the processor, after compilation, the best of three
 runs; the stepping engine runs once.
 
@@ -34,7 +34,8 @@ from planner.scenario import load_scenario
 from planner.service import Load, Service, build_service
 from simulator.cluster import ClusterRecords, Paths, TierSetup, simulate_cluster
 from simulator.engine import Records, simulate
-from simulator.workload import LogNormalLengths, Workload, poisson, read_trace
+from simulator.traces import read_trace
+from simulator.workload import LogNormalLengths, Workload, poisson
 from theory.specs import Limits
 
 HERE = Path(__file__).parent
