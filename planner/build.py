@@ -101,6 +101,8 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
     asked = _workload(scenario, folder, rng)
     max_tokens = scenario.traffic.max_tokens or min(m.max_context for m in models)
     served = _at_most(asked, max_tokens)
+    if scenario.traffic.cached_prompt_share > 0:
+        served = wl.with_cached(served, scenario.traffic.cached_prompt_share)
     return Problem(
         scenario=scenario,
         accelerator=gpu,
@@ -240,6 +242,7 @@ def _at_most(workload: Workload, tokens: int) -> Workload:
         f"{workload.source}; requests of more than {tokens} tokens left out",
         workload.clients,
         _kept_pauses(workload, keep),
+        None if workload.cached is None else workload.cached[keep],
     )
 
 

@@ -134,6 +134,10 @@ class Traffic(_Strict):
     characters_per_token: Positive | None = Field(
         None, description="of conversations whose turns give no `tokens` [characters/token]; 4 by default, assumed"
     )
+    cached_prompt_share: Share = Field(
+        0.0,
+        description="share of each prompt whose keys and values are at hand, as in a conversation, not computed [-]",
+    )
     max_tokens: Count | None = Field(
         None, description="requests with more tokens are left out; by default the shortest context of the tiers"
     )

@@ -28,13 +28,14 @@ IntArray = NDArray[np.int64]
 class Load:
     """The moments of a workload that the analytic model needs."""
 
-    prompt: float  # mean [tokens]
+    prompt: float  # mean that needs computing: all but the cached part [tokens]
     output: float  # mean [tokens]
     context: float  # mean cached tokens of a decoding sequence [tokens]
     context_sd: float  # their standard deviation [tokens]
     output_cv2: float  # squared coefficient of variation of the output [-]
     longest: int  # longest prompt plus output [tokens]
-    prompt_square: float  # mean of the square [tokens^2]
+    prompt_square: float  # mean of the square of what needs computing [tokens^2]
+    attended: float  # mean of twice the pairs of tokens that prefill attends to, P^2 less its cached part squared [-]
 
     @property
     def output_to_come(self) -> float:
@@ -48,16 +49,18 @@ class Load:
         .. math:: E[S] = \frac{E[L (P + L / 2)]}{E[L]}, \qquad E[S^2] = \frac{E[L (P^2 + P L + L^2 / 3)]}{E[L]}
         """
         prompt, output = workload.prompt.astype(float), workload.output.astype(float)
+        cached = np.zeros_like(prompt) if workload.cached is None else workload.cached.astype(float)
         context = (output * (prompt + output / 2)).mean() / output.mean()
         square = (output * (prompt**2 + prompt * output + output**2 / 3)).mean() / output.mean()
         return cls(
-            prompt=float(prompt.mean()),
+            prompt=float((prompt - cached).mean()),
             output=float(output.mean()),
             context=float(context),
             context_sd=float(max(square - context**2, 0.0) ** 0.5),
             output_cv2=float(output.var() / output.mean() ** 2),
             longest=int((workload.prompt + workload.output).max()),
-            prompt_square=float((prompt**2).mean()),
+            prompt_square=float(((prompt - cached) ** 2).mean()),
+            attended=float((prompt**2 - cached**2).mean()),
         )
 
 
@@ -219,7 +222,7 @@ def _prefills(table: StepTable, load: Load, rounds: Schedule, mixed: bool) -> di
     n, floor = np.arange(1, len(rounds.length) + 1), table.prefill_floor
     decoding = n * (rounds.length + 1.0) if mixed else np.zeros(len(n))
     decode_s = rounds.time if mixed else np.full(len(n), table.base[0, 0])
-    spread = table.prefill_context_slope * (load.prompt_square - load.prompt**2) / 2
+    spread = table.prefill_context_slope * (load.attended - load.prompt**2) / 2
     one = decode_s + np.asarray(table.prefill_time(load.prompt, decoding=decoding)) + spread
     two = one + np.asarray(table.prefill_time(load.prompt, decoding=decoding + load.prompt)) + spread
     alone = float(table.base[0, 0] + table.prefill_time(load.prompt) + spread)

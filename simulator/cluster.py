@@ -20,7 +20,7 @@ from theory.errors import require
 from theory.outcomes import Outcomes, draw
 from theory.specs import Limits
 
-from .engine import FloatArray, IntArray, Records, StepTable, simulate
+from .engine import Acceptance, FloatArray, IntArray, Records, StepTable, acceptance_of, simulate
 from .metrics import Status, status
 from .workload import Workload
 
@@ -37,7 +37,7 @@ class TierSetup:
     limits: Limits
     kv_tokens: int  # of one replica [tokens]
     schedule: int | Sequence[int] | IntArray = 0  # gamma, or gamma for n = 0..max_num_seqs [tokens]
-    alpha: float | FloatArray = 0.0  # acceptance, one or per request of the workload [-]
+    alpha: Acceptance = 0.0  # acceptance, one or per request of the workload, or a law [-]
     replicas: int = 1  # [-]
     gpus: int = 1  # of one replica [-]
     routing: Routing = "round-robin"
@@ -191,7 +191,7 @@ def simulate_cluster(
         if here.size == 0:
             records.append(None)
             continue
-        arrivals = replace_requests(workload, at[here], workload.prompt[here], lengths[here, k])
+        arrivals = replace_requests(workload, here, at[here], lengths[here, k])
         run = simulate_tier(arrivals, _for_requests(tier, here, count), _tier_seed(seed, k), here)
         records.append(run)
         refused[here] = run.refused
@@ -199,19 +199,19 @@ def simulate_cluster(
     return _collect(workload, tiers, paths, lengths, (records, visitors), refused)
 
 
-def replace_requests(workload: Workload, arrival: FloatArray, prompt: IntArray, output: IntArray) -> Workload:
-    """Return a workload of other requests with the clients and the source of ``workload``."""
-    return Workload(arrival, prompt, output, workload.source, workload.clients, workload.think_time)
+def replace_requests(workload: Workload, who: NDArray[np.intp], arrival: FloatArray, output: IntArray) -> Workload:
+    """Return some of the requests with other arrivals and outputs, and the clients and source of ``workload``."""
+    cached = None if workload.cached is None else workload.cached[who]
+    loop = (workload.clients, workload.think_time)
+    return Workload(arrival, workload.prompt[who], output, workload.source, *loop, cached)
 
 
 def _for_requests(tier: TierSetup, here: NDArray[np.intp], count: int) -> TierSetup:
-    alpha = np.asarray(tier.alpha, dtype=np.float64)
-    if alpha.ndim == 0:
+    if not isinstance(tier.alpha, np.ndarray):
         return tier
-    require(
-        alpha.shape == (count,), "alpha", f"must be one number or one for each of {count} requests [-]", alpha.shape
-    )
-    return replace(tier, alpha=alpha[here])
+    shape = tier.alpha.shape
+    require(shape in ((), (count,)), "alpha", f"must be one number or one for each of {count} requests [-]", shape)
+    return replace(tier, alpha=acceptance_of(tier.alpha, here))
 
 
 def _tier_seed(seed: int, tier: int) -> int:
@@ -241,16 +241,15 @@ def simulate_tier(workload: Workload, tier: TierSetup, seed: int, ids: NDArray[n
     turn = np.arange(count) % tier.replicas
     if tier.routing == "random":
         turn = np.random.default_rng(seed).integers(tier.replicas, size=count)
-    alpha = np.broadcast_to(np.asarray(tier.alpha, dtype=np.float64), (count,))
     groups = [group for replica in range(tier.replicas) if (group := np.flatnonzero(turn == replica)).size]
     runs = [
         simulate(
-            replace_requests(workload, workload.arrival[g], workload.prompt[g], workload.output[g]),
+            replace_requests(workload, g, workload.arrival[g], workload.output[g]),
             tier.table,
             tier.limits,
             tier.kv_tokens,
             tier.schedule,
-            alpha[g],
+            acceptance_of(tier.alpha, g),
             seed,
             names[g],
         )
