@@ -14,7 +14,7 @@ from theory.latency import Pass, Profile, step_time
 from theory.memory import kv_capacity_tokens
 from theory.queueing import mean_overshoot
 from theory.specs import Deployment
-from theory.speculation import Schedule, best_schedule, tokens_per_round, tokens_variance
+from theory.speculation import LengthLaw, Schedule, best_schedule, mean_tokens, variance_tokens
 
 from .predict import DraftModel, round_time
 
@@ -87,9 +87,9 @@ class Service:
         return self.deployment.tp
 
     @property
-    def acceptance(self) -> float:
-        """Acceptance of the draft, 0 without one [-]."""
-        return self.draft.acceptance.value if self.draft else 0.0
+    def acceptance(self) -> float | LengthLaw:
+        """Acceptance of the draft, one number or a law, 0 without one [-]."""
+        return self.draft.law if self.draft else 0.0
 
     @property
     def name(self) -> str:
@@ -206,11 +206,11 @@ def _sequences_held(capacity: float, mean: float, sd: float) -> float:
 def _rounds(table: StepTable, load: Load, draft: DraftModel | None, length: int | None) -> Schedule:
     batch = np.arange(1, table.base.shape[1])
     times = table.base[:, 1:] + table.slope[:, 1:] * batch * load.context
-    alpha = draft.acceptance.value if draft else 0.0
+    law = draft.law if draft else 0.0
     if length is None:
-        return best_schedule(alpha, times, tolerance=SCHEDULE_TOLERANCE)
+        return best_schedule(law, times, tolerance=SCHEDULE_TOLERANCE)
     row = table.row(length)
-    tokens = np.full(len(batch), float(tokens_per_round(alpha, length)))
+    tokens = np.full(len(batch), mean_tokens(law, length))
     return Schedule(np.full(len(batch), length), tokens, times[row])
 
 
@@ -236,8 +236,8 @@ def _prefills(table: StepTable, load: Load, rounds: Schedule, mixed: bool) -> di
 def _overshoot(rounds: Schedule, draft: DraftModel | None) -> float:
     """Mean tokens past the end of a request, at the draft length of a middling batch."""
     gamma = int(rounds.length[min(15, len(rounds.length) - 1)])
-    alpha = draft.acceptance.value if draft else 0.0
-    return float(mean_overshoot(tokens_per_round(alpha, gamma), tokens_variance(alpha, gamma)))
+    law = draft.law if draft else 0.0
+    return float(mean_overshoot(mean_tokens(law, gamma), variance_tokens(law, gamma)))
 
 
 def with_length(service: Service, load: Load, length: int) -> Service:
