@@ -134,6 +134,10 @@ class Traffic(_Strict):
     characters_per_token: Positive | None = Field(
         None, description="of conversations whose turns give no `tokens` [characters/token]; 4 by default, assumed"
     )
+    cached_prompt_share: Share = Field(
+        0.0,
+        description="share of each prompt whose keys and values are at hand, as in a conversation, not computed [-]",
+    )
     max_tokens: Count | None = Field(
         None, description="requests with more tokens are left out; by default the shortest context of the tiers"
     )
@@ -178,6 +182,9 @@ class DraftChoice(_Strict):
     model: str
     acceptance: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="alpha_iid [-]")
     acceptance_interval: tuple[Share, Share] | None = Field(None, description="90 % interval of alpha_iid [-]")
+    acceptance_by_position: Annotated[list[Share], Field(min_length=1, max_length=16)] | None = Field(
+        None, description="acceptance at each position given that all before it were accepted; bounds the draft length"
+    )
     source: str | None = Field(None, description="where the acceptance is from; required with `acceptance`")
     draft_tokens: Positive | None = Field(None, description="tokens the draft was trained on, for the law [tokens]")
     target_tokens: Positive | None = Field(None, description="tokens the target was trained on, for the law [tokens]")
@@ -185,9 +192,13 @@ class DraftChoice(_Strict):
 
     @model_validator(mode="after")
     def _sourced(self) -> DraftChoice:
-        if (self.acceptance is None) == (self.draft_tokens is None or self.target_tokens is None):
-            raise ValueError("needs either `acceptance` with its `source`, or `draft_tokens` and `target_tokens`")
-        if self.acceptance is not None and not self.source:
+        by_law = self.draft_tokens is not None and self.target_tokens is not None
+        if (self.acceptance is not None) + (self.acceptance_by_position is not None) + by_law != 1:
+            raise ValueError(
+                "needs exactly one of `acceptance` with its `source`, `acceptance_by_position` with its `source`, "
+                "`draft_tokens` and `target_tokens`"
+            )
+        if not by_law and not self.source:
             raise ValueError("`acceptance` needs a `source`: a number without one is refused")
         return self
 

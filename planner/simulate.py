@@ -23,7 +23,7 @@ from theory.errors import InfeasibleError, refuse, require
 from theory.memory import load_time
 
 from .build import Problem, resolve
-from .predict import DraftModel, draft_degrees
+from .predict import draft_degrees
 from .scenario import DeploymentChoice, Loading, Scenario, Slo, TierDeployment
 from .search import Candidate, Group, Rule, Search, best_of, quality_floor, single, subset
 from .service import Load, Service, build_service
@@ -378,7 +378,7 @@ def _deployed_service(problem: Problem, tier: int, choice: TierDeployment, load:
     deployment = problem.deployment(tier, choice.tp)
     length = None if choice.draft_length == "auto" else choice.draft_length
     degrees = draft_degrees(draft.model, choice.tp) if draft else [1]
-    placed = [DraftModel(draft.model, draft.acceptance, d, draft.max_length) if draft else None for d in degrees]
+    placed = [replace(draft, tp=d) if draft else None for d in degrees]
     built = [build_service(tier, deployment, problem.profile, p, load, length) for p in placed]
     good = [b for b in built if isinstance(b, Service)]
     if not good:

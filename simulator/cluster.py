@@ -22,11 +22,13 @@ from theory.specs import Limits
 
 from .engine import (
     ROUTINGS,
+    Acceptance,
     FloatArray,
     IntArray,
     Records,
     Routing,
     StepTable,
+    acceptance_of,
     draws,
     ready_times,
     simulate,
@@ -45,7 +47,7 @@ class TierSetup:
     limits: Limits
     kv_tokens: int  # of one replica [tokens]
     schedule: int | Sequence[int] | IntArray = 0  # gamma, or gamma for n = 0..max_num_seqs [tokens]
-    alpha: float | FloatArray = 0.0  # acceptance, one or per request of the workload [-]
+    alpha: Acceptance = 0.0  # acceptance, one or per request of the workload, or a law [-]
     replicas: int = 1  # [-]
     gpus: int = 1  # of one replica [-]
     routing: Routing = "round-robin"
@@ -198,7 +200,7 @@ def simulate_cluster(
         if here.size == 0:
             records.append(None)
             continue
-        arrivals = _some(workload, here, at[here], lengths[here, k])
+        arrivals = replace_requests(workload, here, at[here], lengths[here, k])
         run = simulate_tier(arrivals, _for_requests(tier, here, count), _tier_seed(seed, k), here)
         records.append(run)
         refused[here] = run.refused
@@ -206,20 +208,19 @@ def simulate_cluster(
     return _collect(workload, tiers, paths, lengths, (records, visitors), refused)
 
 
-def _some(workload: Workload, who: NDArray[np.intp], arrival: FloatArray, output: IntArray) -> Workload:
-    """Return some of the requests, with other arrivals and outputs, and the clients if there are any."""
+def replace_requests(workload: Workload, who: NDArray[np.intp], arrival: FloatArray, output: IntArray) -> Workload:
+    """Return some of the requests with other arrivals and outputs, and the clients and source of ``workload``."""
+    cached = None if workload.cached is None else workload.cached[who]
     pause = workload.think_time[who] if isinstance(workload.think_time, np.ndarray) else workload.think_time
-    return Workload(arrival, workload.prompt[who], output, workload.source, workload.clients, pause)
+    return Workload(arrival, workload.prompt[who], output, workload.source, workload.clients, pause, cached)
 
 
 def _for_requests(tier: TierSetup, here: NDArray[np.intp], count: int) -> TierSetup:
-    alpha = np.asarray(tier.alpha, dtype=np.float64)
-    if alpha.ndim == 0:
+    if not isinstance(tier.alpha, np.ndarray):
         return tier
-    require(
-        alpha.shape == (count,), "alpha", f"must be one number or one for each of {count} requests [-]", alpha.shape
-    )
-    return replace(tier, alpha=alpha[here])
+    shape = tier.alpha.shape
+    require(shape in ((), (count,)), "alpha", f"must be one number or one for each of {count} requests [-]", shape)
+    return replace(tier, alpha=acceptance_of(tier.alpha, here))
 
 
 def _tier_seed(seed: int, tier: int) -> int:
@@ -241,23 +242,31 @@ def simulate_tier(workload: Workload, tier: TierSetup, seed: int, ids: NDArray[n
     """
     count = workload.arrival.size
     names = np.arange(count) if ids is None else ids
-    alpha = np.broadcast_to(np.asarray(tier.alpha, dtype=np.float64), (count,))
     ready = ready_times(tier.ready_s, tier.replicas)
     if tier.replicas > 1 and (workload.clients > 0 or tier.routing == "least-outstanding"):
         found = simulate_together(
-            workload, tier.table, tier.limits, tier.kv_tokens, ready, tier.routing, tier.schedule, alpha, seed, names
+            workload,
+            tier.table,
+            tier.limits,
+            tier.kv_tokens,
+            ready,
+            tier.routing,
+            tier.schedule,
+            tier.alpha,
+            seed,
+            names,
         )
         return _merged([run for _, run in found], [who for who, _ in found], tier.replicas)
     turn = _turns(workload, tier, ready, seed)
     groups = [(r, g) for r in range(tier.replicas) if (g := np.flatnonzero(turn == r)).size]
     runs = [
         simulate(
-            _some(workload, g, workload.arrival[g], workload.output[g]),
+            replace_requests(workload, g, workload.arrival[g], workload.output[g]),
             tier.table,
             tier.limits,
             tier.kv_tokens,
             tier.schedule,
-            alpha[g],
+            acceptance_of(tier.alpha, g),
             seed,
             names[g],
             float(ready[r]),

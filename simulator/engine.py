@@ -35,6 +35,10 @@ Whatever the rules, no two steps in a row are without a token emitted but while 
 of these computes a token at least: the run stops with an error if more such steps follow than the longest request has
 tokens. Requests of no prompt or no output are no requests: :class:`.Workload` refuses them by row.
 
+Prompt tokens that are ``cached`` (:class:`.Workload`) need no computing: prefill starts behind them, attends to them
+and pays no other time for them, also when it is repeated after a preemption. They take KV blocks of the request like
+any other: blocks shared between running requests are not modelled, nor is the memory of the cache they come from.
+
 Plain decoding jumps. Between two events (a completion, a prefill chunk, a preemption, an arrival that can be admitted)
 the batch of n sequences does not change and every one gains a token a step, so k steps take
 
@@ -48,7 +52,10 @@ with the end of a step to within that rounding is seen a step earlier or later.)
 
 With drafts no two steps are alike: what each sequence gains is drawn by its own name and round, so that draws depend
 neither on load nor on company. These steps are taken one by one, at the cost of one draw per sequence and step; total
-context and completions are exact there too. A draft-length schedule that is 0 at some batches is stepped throughout.
+context and completions are exact there too. Acceptance follows any law with a survival function: with U the number
+drawn and H(k) = -ln P(accepted >= k), a round accepts the greatest k up to gamma for which w H(k) <= -ln U. One
+probability for all or for each request is H(k) = k, w = -ln alpha; a law by position has w = 1; a mixture draws the
+alpha of each request once, by its name. A draft-length schedule that is 0 at some batches is stepped throughout.
 
 The core is compiled by numba at the first call, and the result is kept on disk.
 """
@@ -66,13 +73,16 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from theory.acceptance import BetaMixture
 from theory.errors import refuse, require
 from theory.specs import Limits
+from theory.speculation import LengthLaw
 
 from .workload import Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Acceptance = float | FloatArray | LengthLaw  # one alpha_iid for all requests, one each, or a law for all [-]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -270,7 +280,7 @@ def simulate(
     limits: Limits,
     kv_tokens: int,
     schedule: int | Sequence[int] | IntArray = 0,
-    alpha: float | FloatArray = 0.0,
+    alpha: Acceptance = 0.0,
     seed: int = 0,
     ids: IntArray | None = None,
     ready_s: float = 0.0,
@@ -291,8 +301,9 @@ def simulate(
     schedule : int or sequence
         Draft length gamma, or gamma for n = 0..max_num_seqs decoding sequences [tokens]. Where n (gamma + 1) exceeds
         the token budget, the largest tabled length that fits is used.
-    alpha : float or array
-        Acceptance of a drafted token given its predecessors, one for all or one per request [-].
+    alpha : float, array or law
+        Acceptance of a drafted token given its predecessors, one for all or one per request [-]; or a law of
+        ``theory.acceptance`` (anything with a ``survival``) that all requests follow.
     seed : int
         Of the acceptances. Each is a function of (seed, id of the request, round), whatever the schedule does.
     ids : array, optional
@@ -318,8 +329,9 @@ def simulate(
     >>> run.first_token.round(6).tolist(), run.completion.round(6).tolist()
     ([0.01], [0.11])
     """
-    requests = _new_requests(workload, alpha, ids)
+    requests = _new_requests(workload, alpha, ids, seed)
     setting, times = _setting(workload, limits, kv_tokens, draft_rows(schedule, table, limits), seed, table)
+    times = times._replace(hazard=_hazard(alpha, setting.longest))
     (start,) = ready_times(ready_s, 1)
     state = _new_state(requests, setting)
     state.clock[_NOW] = start
@@ -339,7 +351,7 @@ def simulate_together(
     ready_s: FloatArray,
     routing: Routing,
     schedule: int | Sequence[int] | IntArray = 0,
-    alpha: float | FloatArray = 0.0,
+    alpha: Acceptance = 0.0,
     seed: int = 0,
     ids: IntArray | None = None,
 ) -> list[tuple[IntArray, Records]]:
@@ -379,8 +391,9 @@ def simulate_together(
     require(routing in ROUTINGS, "routing", f"must be one of {', '.join(ROUTINGS)}", routing)
     start = np.ascontiguousarray(ready_s, dtype=np.float64)
     require(start.ndim == 1 and bool(np.all(np.diff(start) >= 0)), "ready_s", "must not fall [s]", ready_s)
-    requests = _new_requests(workload, alpha, ids)
+    requests = _new_requests(workload, alpha, ids, seed)
     setting, times = _setting(workload, limits, kv_tokens, draft_rows(schedule, table, limits), seed, table)
+    times = times._replace(hazard=_hazard(alpha, setting.longest))
     door = _new_door(requests, setting, start, draws(routing, workload.requests, seed), ROUTINGS.index(routing))
     replicas = _new_state(requests, setting, start.shape)
     replicas.clock[:, _NOW] = start
@@ -433,6 +446,7 @@ def _setting(
         table._token_time(np.arange(min(limits.max_num_batched_tokens, _TABLED) + 1.0)),
         float(table.prefill_context_slope),
         float(table.prefill_floor),
+        np.zeros(1),
     )
     setting = _Setting(
         limits.max_num_seqs,
@@ -441,7 +455,7 @@ def _setting(
         blocks,
         int(workload.clients),
         np.array(workload.pauses) if workload.clients else np.zeros(1),  # a copy: see _seconds
-        np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))),
+        _key(seed),
         int(table.draft_lengths[rows].max()),
         bool(limits.rules.schedule_ahead),
         limits.rules.mixed_prefill,
@@ -513,22 +527,53 @@ def _requests(workload: Workload) -> tuple[FloatArray, IntArray, IntArray]:
     return arrival, prompt, output
 
 
-def _new_requests(workload: Workload, alpha: float | FloatArray, ids: IntArray | None) -> _Requests:
-    arrival, prompt, output = _requests(workload)
-    count = arrival.size
-    acceptance = np.array(alpha, dtype=np.float64, ndmin=1)
+def acceptance_of(alpha: Acceptance, rows: NDArray[np.intp]) -> Acceptance:
+    """Return the acceptance of some of the requests: their part of an array, or what holds for all."""
+    return alpha[rows] if isinstance(alpha, np.ndarray) and alpha.ndim > 0 else alpha
+
+
+def _key(seed: int) -> np.uint64:
+    return np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF)))
+
+
+def _hazard(alpha: Acceptance, longest: int) -> FloatArray:
+    """Return H_k for k = 0..longest: of the law, or of one probability whose logarithm is the request's weight."""
+    if isinstance(alpha, BetaMixture) or not hasattr(alpha, "survival"):
+        return np.arange(longest + 1.0)
+    with np.errstate(divide="ignore"):
+        return np.ascontiguousarray(-np.log(alpha.survival(longest)))
+
+
+def _weights(alpha: Acceptance, names: IntArray, seed: int) -> FloatArray:
+    """Return w, one for all requests or one each."""
+    if isinstance(alpha, BetaMixture):
+        # a number of each request that no round draws: rounds count from 0
+        mix = _mix.py_func  # type: ignore[attr-defined]  # plain numpy: of all requests at once
+        bits = mix(mix(_key(seed) ^ names.astype(np.uint64)) ^ np.uint64(0xFFFFFFFFFFFFFFFF))
+        alpha = alpha.quantile(((bits >> np.uint64(12)) + 0.5) / 2**52)
+    elif hasattr(alpha, "survival"):
+        return np.ones(1)
+    chance = np.array(alpha, dtype=np.float64, ndmin=1)
     require(
-        acceptance.shape in ((1,), (count,)), "alpha", f"must be one number or one per request ({count}) [-]", alpha
+        chance.shape in ((1,), names.shape), "alpha", f"must be one number or one per request ({names.size}) [-]", alpha
     )
     require(
-        bool(np.all((acceptance >= 0) & (acceptance <= 1))),
+        bool(np.all((chance >= 0) & (chance <= 1))),
         "alpha",
         "must lie in [0, 1] [-]",
         alpha,
         "It is a probability per drafted token: pass 0.8, not 80.",
     )
+    with np.errstate(divide="ignore"):
+        return np.ascontiguousarray(-np.log(chance))
+
+
+def _new_requests(workload: Workload, alpha: Acceptance, ids: IntArray | None, seed: int) -> _Requests:
+    arrival, prompt, output = _requests(workload)
+    count = arrival.size
     names = np.arange(count, dtype=np.int64) if ids is None else np.ascontiguousarray(ids, dtype=np.int64)
     require(names.shape == (count,), "ids", f"must name each of the {count} requests", names.shape)
+    cached = np.zeros(1, dtype=np.int64) if workload.cached is None else np.array(workload.cached)
     # two blocks instead of a dozen arrays: a large one comes in huge pages, small ones in a page fault every 4 kB
     times, counts = np.zeros((5, count)), np.zeros((8, count), dtype=np.int64)
     times[0] = arrival
@@ -537,7 +582,8 @@ def _new_requests(workload: Workload, alpha: float | FloatArray, ids: IntArray |
     counts[1] = output
     counts[2] = names
     columns: dict[str, Any] = dict(zip(_TIMES + _COUNTS, [*times, *counts], strict=True))
-    return _Requests(**columns, alpha=acceptance, refused=np.zeros(count, dtype=np.bool_))
+    weight = _weights(alpha, names, seed)
+    return _Requests(**columns, weight=weight, cached=cached, refused=np.zeros(count, dtype=np.bool_))
 
 
 _TIMES = ("arrival", "admitted", "first_token", "completion", "service_s")
@@ -648,6 +694,7 @@ class _Times(NamedTuple):
     small_s: FloatArray  # F at 0, 1, 2, ... tokens, as far as _TABLED
     pair_s: float
     floor: float  # of a step with prompt tokens [s]
+    hazard: FloatArray  # H_k = -ln P(accepted >= k), k = 0 .. greatest draft length, for a request of weight 1 [-]
 
 
 _TABLED = 1 << 15  # tokens of a step up to which F is looked up instead of searched for
@@ -659,7 +706,8 @@ class _Requests(NamedTuple):
     arrival: FloatArray
     prompt: IntArray
     output: IntArray
-    alpha: FloatArray  # one for all, or one each
+    weight: FloatArray  # of the hazard of a rejection, one for all or one each [-]
+    cached: IntArray  # prompt tokens that need no computing, one for all or one each
     id: IntArray
     admitted: FloatArray
     first_token: FloatArray
@@ -720,7 +768,7 @@ _SLOT = np.dtype(
         ("drafted", np.int64),  # `_GAMMAS` when it began to decode
         ("seen", np.int64),  # tokens in the KV cache when the client sees the first one; 0: it has
         ("share", np.float64),  # `_SHARE` when it began to decode
-        ("log_alpha", np.float64),
+        ("weight", np.float64),
         ("name", np.uint64),  # of its draws
     ]
 )
@@ -756,18 +804,13 @@ def _uniform(name: np.uint64, turn: int) -> float:
 
 
 @_inlined
-def _log_alpha(alpha: float) -> float:
-    """ln alpha, with stand-ins at 0 and 1 by which every finite ln u divides to 0 and beyond any draft length."""
-    if alpha <= 0.0:
-        return -np.inf
-    return -1e-300 if alpha >= 1.0 else math.log(alpha)
-
-
-@_inlined
-def _accepted(log_alpha: float, gamma: int, u: float) -> int:
-    """Drafts accepted in a round: P(A >= k) = alpha^k for k <= gamma, by inverting that tail at u."""
-    run = math.log(u) / log_alpha
-    return gamma if run >= gamma else int(run)
+def _accepted(weight: float, hazard: FloatArray, gamma: int, u: float) -> int:
+    """Drafts accepted in a round: P(A >= k) = exp(-w H_k) for k <= gamma, by inverting that tail at u."""
+    bound = -math.log(u)
+    run = 0
+    for k in range(1, gamma + 1):  # all of them: H never falls, and a loop that stops is guessed wrong by the processor
+        run += weight * hazard[k] <= bound
+    return run
 
 
 @_inlined
@@ -950,7 +993,7 @@ def _admit(s: _State, p: _Setting, i: int, blocks: int) -> int:
     s.slot[j].request = i
     s.slot[j].turn = s.counter[_TURN]
     s.slot[j].held = blocks * p.block
-    s.slot[j].computed = 0
+    s.slot[j].computed = s.request.cached[min(i, s.request.cached.size - 1)]
     s.slot[j].chunk = 0
     return int(j)
 
@@ -977,7 +1020,7 @@ def _join(s: _State, p: _Setting, j: int) -> None:
         _push(s, j)
     else:
         s.slot[j].name = _mix(p.key ^ np.uint64(r.id[i]))
-        s.slot[j].log_alpha = _log_alpha(r.alpha[min(i, r.alpha.size - 1)])
+        s.slot[j].weight = r.weight[min(i, r.weight.size - 1)]
 
 
 @_inlined
@@ -1304,14 +1347,15 @@ def _complete_due(s: _State, p: _Setting) -> None:
 
 
 @_inlined
-def _draw(s: _State, p: _Setting, n: int, gamma: int) -> None:
+def _draw(s: _State, p: _Setting, t: _Times, n: int, gamma: int) -> None:
     """Every decoding sequence gains the drafts it accepts in this step; the complete ones leave."""
     steps, kept = s.counter[_STEPS], 0
     running = s.counter[_RUNNING]
     for place in range(n):
         j = np.uint64(s.order[place])
         if gamma > 0:
-            gain = _accepted(s.slot[j].log_alpha, gamma, _uniform(s.slot[j].name, steps - 1 - s.slot[j].born))
+            u = _uniform(s.slot[j].name, steps - 1 - s.slot[j].born)
+            gain = _accepted(s.slot[j].weight, t.hazard, gamma, u)
             s.slot[j].origin += gain
             s.counter[_CONTEXT] += gain
         if s.slot[j].seen > 0 and s.slot[j].origin + steps >= s.slot[j].seen:
@@ -1372,7 +1416,7 @@ def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
         if p.longest == 0:
             _complete_due(s, p)
         else:
-            _draw(s, p, n, gamma)
+            _draw(s, p, t, n, gamma)
     _end_chunks(s, p)
     if s.counter[_QUIET] > p.patience:
         raise RuntimeError("too many steps in which nobody gains a token: the scheduler is wrong")

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.stats import beta
 
 from simulator.engine import Records, StepTable, draft_rows
 from simulator.workload import Workload
+from theory.acceptance import BetaMixture, Iid
 from theory.specs import Limits
 
 WORD = 2**64
@@ -29,8 +31,9 @@ class Request:
     arrival: float
     prompt: int
     output: int
-    log_alpha: float
+    tail: list[float]  # P(accepted >= k) for k = 0, 1, ...
     name: int  # of its draws
+    cached: int = 0  # prompt tokens that need no computing
     admitted: float = math.nan
     first_token: float = math.nan
     completion: float = math.nan
@@ -160,6 +163,7 @@ class Reference:
         """The head of the queue gets a slot and blocks."""
         r = self.waiting.popleft()
         r.blocks = self.need(r)
+        r.computed = r.cached
         self.running.append(r)
         return r
 
@@ -265,24 +269,30 @@ def mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def uniform(name: int, turn: int) -> float:
+    """A number in (0, 1)."""
+    return ((mix(name ^ turn) >> 12) + 0.5) / 2**52
+
+
 def accepted(r: Request, gamma: int) -> int:
-    """Drafts accepted in the next round of r: the capped geometric law by inversion."""
-    if r.log_alpha == -math.inf:
-        return 0
-    if r.log_alpha == 0.0:
-        return gamma
-    u = ((mix(r.name ^ r.rounds) >> 12) + 0.5) / 2**52
-    return min(gamma, math.floor(math.log(u) / r.log_alpha))
+    """Drafts accepted in the next round of r: the law of its accepted drafts by inversion."""
+    u = uniform(r.name, r.rounds)
+    return sum(u <= r.tail[k] for k in range(1, gamma + 1))
 
 
-def all_requests(work: Workload, alpha: float, seed: int) -> list[Request]:
-    """The requests of a workload."""
-    log_alpha = math.log(alpha) if alpha > 0 else -math.inf
+def all_requests(work: Workload, alpha: Any, seed: int, longest: int) -> list[Request]:
+    """The requests of a workload; ``alpha`` is a number or a law."""
     key = mix(seed % WORD)
-    return [
-        Request(i, 0.0 if work.clients else float(at), int(prompt), int(output), log_alpha, mix(key ^ i))
-        for i, (at, prompt, output) in enumerate(zip(work.arrival, work.prompt, work.output, strict=True))
-    ]
+    cached = [0] * work.requests if work.cached is None else work.cached.tolist()
+    found = []
+    for i, (at, prompt, output) in enumerate(zip(work.arrival, work.prompt, work.output, strict=True)):
+        name = mix(key ^ i)
+        law = alpha if hasattr(alpha, "survival") else Iid(alpha)
+        if isinstance(law, BetaMixture):  # each request has its own alpha
+            law = Iid(float(beta.ppf(uniform(name, WORD - 1), law.a, law.b)))
+        tail = law.survival(longest).tolist()
+        found.append(Request(i, 0.0 if work.clients else float(at), int(prompt), int(output), tail, name, cached[i]))
+    return found
 
 
 def new_engine(
@@ -300,11 +310,12 @@ def reference(
     limits: Limits,
     kv_tokens: int,
     schedule: int | list[int] = 0,
-    alpha: float = 0.0,
+    alpha: Any = 0.0,
     seed: int = 0,
 ) -> tuple[Records, float]:
     """Return the records of a run, and how close an arrival came to the end of a step without being at it [s]."""
-    requests = all_requests(work, alpha, seed)
+    longest = int(table.draft_lengths[draft_rows(schedule, table, limits)].max())
+    requests = all_requests(work, alpha, seed, longest)
     sent = work.clients or len(requests)
     engine = new_engine(Reference, work, table, limits, kv_tokens, schedule)
     engine.unsent = deque(requests[sent:])
@@ -417,12 +428,13 @@ def reference_tier(
     ready: list[float],
     routing: str,
     schedule: int | list[int] = 0,
-    alpha: float = 0.0,
+    alpha: Any = 0.0,
     seed: int = 0,
     draws: list[float] | None = None,
 ) -> tuple[list[tuple[list[int], Records]], float]:
     """Return, of each replica that was given a request, which ones and their records; and as :func:`reference`."""
-    requests = all_requests(work, alpha, seed)
+    longest = int(table.draft_lengths[draft_rows(schedule, table, limits)].max())
+    requests = all_requests(work, alpha, seed, longest)
     sent = work.clients or len(requests)
     pauses = work.pauses.tolist() if work.clients else []
     tier = Tier([], ready, routing, draws or [], pauses, [], deque(requests[sent:]))

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import expit, logit, roots_sh_jacobi
+from scipy.special import betaincinv, expit, logit, roots_sh_jacobi
 from scipy.stats import beta, norm
 
 from .errors import refuse, require
@@ -490,6 +490,10 @@ class BetaMixture:
         """Return P(accepted >= i) for i = 0 .. length, every request weighing the same [-]."""
         j = np.arange(length, dtype=float)
         return np.concatenate([[1.0], np.cumprod((self.a + j) / (self.a + self.b + j))])
+
+    def quantile(self, share: ArrayLike) -> Array:
+        """Return the alpha_iid that this share of requests does not exceed [-]; of uniform numbers, a draw."""
+        return np.asarray(betaincinv(self.a, self.b, np.asarray(share, dtype=float)))
 
     def pooled_tokens(self, length: int, nodes: int = 64) -> float:
         r"""Return tokens over rounds when every request emits equally many tokens, :math:`1 / E[1 / E_\gamma(\alpha)]`.
