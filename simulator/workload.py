@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 from scipy.special import gammaln, ndtr, ndtri
 
 from theory.errors import refuse, require
@@ -257,6 +256,8 @@ def weibull_shape(cv: float) -> float:
 
     # for a small 1/k the left side is (pi/k)^2 / 6 to first order; 1/k = 12 is cv = 1644
     least = math.log(min(cv, 1.0) / 10)
+    from scipy.optimize import brentq
+
     return math.exp(-brentq(excess, least, math.log(12.0), xtol=1e-14, rtol=1e-14))
 
 
