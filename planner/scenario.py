@@ -279,6 +279,23 @@ class TierDeployment(_Strict):
     draft_length: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = Field(
         "auto", description="gamma [tokens]; auto: the best for each batch size"
     )
+    routing: Literal["round-robin", "random", "least-outstanding"] = Field(
+        "round-robin", description="rule by which the tier's replicas share its requests"
+    )
+
+
+class Loading(_Strict):
+    """What replicas do first, from the time 0 at which requests begin to come: read their weights."""
+
+    seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="load time of every replica [s]")
+    bytes_per_s: Positive | None = Field(None, description="rate at which a replica reads its weights [byte/s]")
+    source: str = Field(min_length=1, description="place where the number is from, e.g. measured, and on what")
+
+    @model_validator(mode="after")
+    def _one(self) -> Loading:
+        if (self.seconds is None) == (self.bytes_per_s is None):
+            raise ValueError("needs exactly one of `seconds` [s] and `bytes_per_s` [byte/s]")
+        return self
 
 
 class DeploymentChoice(_Strict):
@@ -286,6 +303,7 @@ class DeploymentChoice(_Strict):
 
     tiers: list[TierDeployment] = Field(min_length=1)
     lambda_usd: Positive | None = Field(None, description="the stop rule's worth of a correct answer [USD]")
+    loading: Loading | None = Field(None, description="load time of the models; none: they are loaded at time 0")
 
     @model_validator(mode="after")
     def _rule(self) -> DeploymentChoice:

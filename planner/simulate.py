@@ -20,10 +20,11 @@ from simulator.workload import Workload, at_rate
 from theory import cascade
 from theory.cost import dollars_per_correct_answer, dollars_per_million_tokens, joules_at_most
 from theory.errors import InfeasibleError, refuse, require
+from theory.memory import load_time
 
 from .build import Problem, resolve
 from .predict import draft_degrees
-from .scenario import DeploymentChoice, Scenario, Slo, TierDeployment
+from .scenario import DeploymentChoice, Loading, Scenario, Slo, TierDeployment
 from .search import Candidate, Group, Rule, Search, best_of, quality_floor, single, subset
 from .service import Load, Service, build_service
 from .space import capacities, enumerate_space, occupancy
@@ -108,6 +109,8 @@ def _setup(problem: Problem, group: Group) -> TierSetup:
         s.acceptance,
         group.replicas,
         s.gpus,
+        group.routing,
+        group.ready_s,
     )
 
 
@@ -202,6 +205,8 @@ def _tier(
     span = max(float(np.nanmax(records.completion) - np.min(records.arrival)), 1e-300)
     return {
         "name": problem.scenario.tiers[group.tier].name,
+        "routing": group.routing,
+        "ready_s": group.ready_s,
         "share": float(late.sum() / requests),
         "stop_fraction": stops,
         "mean_batch": float(records.decode_s / span / group.replicas),
@@ -287,7 +292,7 @@ def simulate_scenario(
     Raises
     ------
     InputError
-        If the deployment names what is not there, or a closed loop is asked of several tiers or replicas.
+        If the deployment names what is not there, or a closed loop is asked of several tiers.
     InfeasibleError
         If the deployment does not fit.
     """
@@ -333,7 +338,7 @@ def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
     rule = _deployed_rule(problem, services, tiers, choice.lambda_usd, load)
     rate = problem.rate if problem.workload.clients == 0 else math.nan
     groups = tuple(
-        Group(s.tier, s, t.replicas, rate * float(v) / t.replicas)
+        Group(s.tier, s, t.replicas, rate * float(v) / t.replicas, t.routing, _load_s(s, choice.loading))
         for s, t, v in zip(services, chosen, rule.visits, strict=True)
     )
     used = tuple(g for g, v in zip(groups, rule.visits, strict=True) if v > 0)
@@ -344,6 +349,17 @@ def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
             f"The nearest plan has fleet.gpus = {gpus}."
         )
     return Candidate(rule, used, gpus * problem.price / rate, math.nan)
+
+
+def _load_s(service: Service, loading: Loading | None) -> float:
+    """Return when a replica that begins to load its weights at 0 has them [s]."""
+    if loading is None:
+        return 0.0
+    if loading.seconds is not None:
+        return loading.seconds
+    assert loading.bytes_per_s is not None
+    draft = service.draft
+    return load_time(service.deployment, loading.bytes_per_s, *((draft.model, draft.tp) if draft else ()))
 
 
 def _deployed_service(problem: Problem, tier: int, choice: TierDeployment, load: Load) -> Service:

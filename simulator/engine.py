@@ -398,6 +398,7 @@ def simulate_together(
     replicas = _new_state(requests, setting, start.shape)
     replicas.clock[:, _NOW] = start
     _run_together(door, replicas, setting, setting._replace(clients=0), times)
+    replicas.clock[:, _CLEAR] = door.clear
     given = [(r, np.flatnonzero(door.home == r)) for r in range(start.size)]
     return [
         (who, _records(_replica(replicas, r, who), setting, bool(workload.clients))) for r, who in given if who.size
@@ -625,6 +626,7 @@ def _new_door(requests: _Requests, setting: _Setting, ready: FloatArray, draw: F
         due=np.full(replicas, np.inf),
         batch=np.zeros(replicas, dtype=np.int64),
         steps=np.zeros(replicas, dtype=np.int64),
+        clear=np.full(replicas, -np.inf),
     )
 
 
@@ -747,6 +749,7 @@ class _Door(NamedTuple):
     due: FloatArray  # when that ends; else when its next step begins, inf: idle [s]
     batch: IntArray  # sequences that decode in the steps under way
     steps: IntArray  # how many they are
+    clear: FloatArray  # `_CLEAR` of each replica as its last arrival found it [s]
 
 
 # A running sequence. Where it decodes, origin + steps so far = tokens in its KV cache, which rises by itself when a
@@ -1220,11 +1223,13 @@ def _steps_that_fit(s: _State, p: _Setting, n: int, most: int) -> int:
         return most
     later = (free // n) * p.block  # in `block` steps each of the n sequences takes one block
     free -= (free // n) * n
+    at = (s.counter[_STEPS] + 1 + later) % p.block
     while later < most - 1:
-        free -= s.offsets[(s.counter[_STEPS] + 1 + later) % p.block]
+        free -= s.offsets[at]
         if free < 0:
             break
         later += 1
+        at = at + 1 if at + 1 < p.block else 0
     return int(min(later + 1, most))
 
 
@@ -1542,6 +1547,7 @@ def _hand_over(d: _Door, s: _State, t: _Times, r: int, i: int, at: float) -> Non
                 d.steps[r] = _steps_until(s, t, n, d.steps[r], at)
                 d.due[r] = _due(s, t, n, d.steps[r])
             s.clock[_CLEAR] += _decode_time(s, t, n, d.steps[r] - 1)
+    d.clear[r] = s.clock[_CLEAR]  # of all that it has been so far, the last one before an arrival counts
     _queue(s, i)
 
 
@@ -1578,9 +1584,6 @@ def _run_together(d: _Door, all_: _State, outside: _Setting, p: _Setting, t: _Ti
     count = d.lobby.request.arrival.size
     lobby = d.lobby
     _open(lobby, outside)
-    for r in range(d.ready.size):
-        all_.counter[r, _NEXT] = all_.counter[r, _KNOWN] = count
-        all_.clock[r, _CLEAR] = -np.inf
     while lobby.counter[_DONE] < count:
         at = np.inf
         if lobby.counter[_NEXT] < lobby.counter[_KNOWN]:

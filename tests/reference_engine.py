@@ -350,21 +350,29 @@ class Tier:
     ready: list[float]  # when each has its model, ascending [s]
     routing: str
     draws: list[float]  # of random routing
-    requests: list[Request]  # in the order in which they are sent
-    times: list[float]  # when the next of them are sent, as far as known, ascending [s]
-    closed: bool
-    think_time: float
-    home: list[int] = field(default_factory=list)  # replica of each request sent
+    pauses: list[float]  # of a closed loop, before each request; else nothing [s]
+    coming: list[Request]  # known, by arrival
+    unsent: deque[Request]  # of a closed loop
+    ended: list[float] = field(default_factory=list)  # when clients are set free, ascending [s]
+    given: dict[int, list[Request]] = field(default_factory=dict)  # by replica, refused ones included
     closest: float = math.inf  # least distance of an arrival from a completion that it was not at exactly [s]
 
     def finish(self, at: float) -> None:
-        """A client of a closed loop will send a request, if there is one left by then."""
-        if self.closed:
-            insort(self.times, at + self.think_time)
+        """A client of a closed loop will be free."""
+        insort(self.ended, at)
+
+    def send(self, request: Request, at: float) -> None:
+        """A request becomes known; ties keep the order of sending."""
+        request.arrival = at
+        insort(self.coming, request, key=lambda r: r.arrival)
+
+    def turn(self) -> int:
+        """Arrivals so far."""
+        return sum(len(given) for given in self.given.values())
 
     def outstanding(self, replica: int, at: float) -> int:
         """Requests that a replica was given and has not completed by then."""
-        given = [r for r, home in zip(self.requests, self.home, strict=False) if home == replica and not r.refused]
+        given = [r for r in self.given[replica] if not r.refused]
         ends = [r.completion for r in given if not math.isnan(r.completion)]
         self.closest = min([self.closest, *(abs(end - at) for end in ends if end != at)])
         return len(given) - sum(end <= at for end in ends)
@@ -372,7 +380,7 @@ class Tier:
     def choose(self, at: float) -> int:
         """Who gets the next arrival."""
         among = [k for k, ready in enumerate(self.ready) if ready <= at] or list(range(len(self.ready)))
-        turn = len(self.home)
+        turn = self.turn()
         if self.routing == "round-robin":
             return among[turn % len(among)]
         if self.routing == "random":
@@ -383,28 +391,33 @@ class Tier:
         """All requests."""
         while True:
             begins = [(e.now, k) for k, e in enumerate(self.replicas) if e.waiting or e.running or e.coming]
-            more = bool(self.times) and len(self.home) < len(self.requests)
-            if more and (not begins or self.times[0] <= min(begins)[0]):
-                request = self.requests[len(self.home)]
-                request.arrival = self.times.pop(0)
-                k = self.choose(request.arrival)
-                self.home.append(k)
-                engine = self.replicas[k]
-                if engine.too_large(request):
-                    request.refused = True
-                    self.finish(request.arrival)
-                    continue
-                if not (engine.waiting or engine.running or engine.coming):
-                    engine.now = max(engine.now, request.arrival)
-                engine.coming.append(request)
+            begin = min(begins)[0] if begins else math.inf
+            arrival = self.coming[0].arrival if self.coming else math.inf
+            if self.unsent and self.ended and self.ended[0] <= min(arrival, begin):
+                at, request = self.ended.pop(0), self.unsent.popleft()
+                self.send(request, at + self.pauses[request.index])
+            elif self.coming and arrival <= begin:
+                self.hand_over(self.coming.pop(0))
             elif begins:
                 _, k = min(begins)
-                engine = self.replicas[k]
-                engine.arrive()
-                if engine.waiting or engine.running:
-                    engine.step(batch_s[k])
+                self.replicas[k].arrive()
+                if self.replicas[k].waiting or self.replicas[k].running:
+                    self.replicas[k].step(batch_s[k])
             else:
                 return
+
+    def hand_over(self, request: Request) -> None:
+        """Refuse a request, or give it to a replica."""
+        k = self.choose(request.arrival)
+        engine = self.replicas[k]
+        self.given[k].append(request)
+        if engine.too_large(request):
+            request.refused = True
+            self.finish(request.arrival)
+            return
+        if not (engine.waiting or engine.running or engine.coming):
+            engine.now = max(engine.now, request.arrival)
+        engine.coming.append(request)
 
 
 def reference_tier(
@@ -422,17 +435,21 @@ def reference_tier(
     """Return, of each replica that was given a request, which ones and their records; and as :func:`reference`."""
     longest = int(table.draft_lengths[draft_rows(schedule, table, limits)].max())
     requests = all_requests(work, alpha, seed, longest)
-    times = [0.0] * min(work.clients, len(requests)) if work.clients else [r.arrival for r in requests]
-    tier = Tier([], ready, routing, draws or [], requests, times, work.clients > 0, work.think_time)
+    sent = work.clients or len(requests)
+    pauses = work.pauses.tolist() if work.clients else []
+    tier = Tier([], ready, routing, draws or [], pauses, [], deque(requests[sent:]))
+    for request in requests[:sent]:
+        tier.send(request, pauses[request.index] if work.clients else request.arrival)
     for start in ready:
         replica = new_engine(Replica, work, table, limits, kv_tokens, schedule)
         replica.now, replica.tier = start, tier
+        tier.given[len(tier.replicas)] = []
         tier.replicas.append(replica)
     batch_s = [[0.0] * (limits.max_num_seqs + 1) for _ in ready]
     tier.run(batch_s)
     found = []
     for k, (replica, busy) in enumerate(zip(tier.replicas, batch_s, strict=True)):
-        given = [r for r in requests if tier.home[r.index] == k]
+        given = sorted(tier.given[k], key=lambda r: r.index)
         if given:
             found.append(([r.index for r in given], records(replica, given, np.array(busy))))
     return found, min(tier.closest, *(replica.closest for replica in tier.replicas))
