@@ -316,6 +316,7 @@ def simulate_scenario(
     result = {"scenario": scenario.name, **figures(problem, candidate, records)}
     progress("simulating", 2, 2)
     provenance = {"step_time": problem.profile.provenance, "profile": problem.profile.name, "seed": used_seed}
+    provenance["traffic"] = problem.workload.source
     return {**result, "provenance": provenance, "wall_s": wall}
 
 

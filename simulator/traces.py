@@ -36,6 +36,7 @@ from theory.errors import refuse, require
 from .workload import Floats, Workload, at_rate
 
 CHARACTERS_PER_TOKEN = 4.0  # English text; assumed: OpenAI, "What are tokens and how to count them?" [characters/token]
+MOST = 2.0**53  # beyond it a float does not hold every whole number [tokens]
 CHUNK = 1 << 16  # of a JSON document that is read piece by piece [characters]
 
 
@@ -149,7 +150,7 @@ def trace_formats() -> tuple[str, ...]:
 
 def _detect(file: TextIO, path: Path) -> str:
     """Return the format of a file from its header or its first character, and go back to its start."""
-    first = next((line for line in file if line.strip()), "")
+    first = next((line for line in file.read(CHUNK).splitlines() if line.strip()), "")  # all may be on one line
     file.seek(0)
     require(bool(first), "trace", "must hold a header and requests", str(path), "The file is empty.")
     if first.lstrip().startswith("["):
@@ -189,7 +190,7 @@ def _read_table(file: TextIO, ask: _Ask, format: _Format) -> _Columns:
     columns = _Columns()
     arrival, prompt, output = (header.index(name) for name in format.names)
     width, kept = len(header), 0
-    for cells in reader:
+    for cells in _rows(reader):
         if len(cells) != width and _filled(cells):
             refuse(f"trace line {reader.line_num}", f"must have {width} columns", ",".join(cells))
         if len(cells) != width or not (cells[output] or _filled(cells)):
@@ -204,6 +205,14 @@ def _read_table(file: TextIO, ask: _Ask, format: _Format) -> _Columns:
     return columns
 
 
+def _rows(reader: Any) -> Iterator[list[str]]:
+    """Yield the rows of a CSV reader; what it cannot split is refused by its line."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        refuse(f"trace line {reader.line_num}", "must be a row of a CSV file", str(error))
+
+
 def _filled(cells: list[str]) -> bool:
     return any(cell.strip() for cell in cells)
 
@@ -216,7 +225,7 @@ def _read_lines(file: TextIO, ask: _Ask, format: _Format) -> _Columns:
             continue
         try:
             item = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             refuse(f"trace line {number}", "must be a JSON object", text.strip())
         values = [_value(item, name, number) for name in format.names]
         columns.lines.append(number)
@@ -231,7 +240,7 @@ def _value(item: Any, name: str, line: int) -> float:
     """Return a number of a JSON object. Called for every value of a file: messages are made when needed."""
     value = item.get(name) if isinstance(item, dict) else None
     if type(value) is int or type(value) is float:
-        return float(value)
+        return value
     require(isinstance(item, dict), f"trace line {line}", "must be a JSON object", item)
     require(name in item, f"trace line {line}", f"must have the key {name}", ", ".join(item))
     return refuse(f"trace line {line}, {name}", "must be a number", value)
@@ -283,7 +292,7 @@ def _entries(file: TextIO) -> Iterator[tuple[int, Any]]:
             try:
                 item, end = decoder.raw_decode(text)
                 break
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 more = file.read(size)  # the item may go on
                 require(bool(more), f"trace line {line}", "must begin a whole JSON value", text[:80])
                 text, size = text + more, 2 * size
@@ -349,10 +358,10 @@ def _workload(columns: _Columns, format: _Format, sort: bool, source: str) -> Wo
 def _tokens(cells: list[Any], name: str, lines: list[int], least: int) -> Floats:
     tokens = _floats(cells)
     with np.errstate(invalid="ignore"):
-        bad = ~(np.isfinite(tokens) & (tokens >= least) & (tokens == np.floor(tokens)))
+        bad = ~((tokens >= least) & (tokens < MOST) & (tokens == np.floor(tokens)))
     if bad.any():
         at = int(np.argmax(bad))
-        rule = f"must be a whole number of at least {least} [tokens]"
+        rule = f"must be a whole number of at least {least} and less than 2^53 [tokens]"
         refuse(f"trace line {lines[at]}, {name}", rule, cells[at], "Mend or drop this line.")
     return tokens
 
@@ -361,14 +370,14 @@ def _floats(cells: list[Any]) -> Floats:
     """Return cells as numbers, nan where they are none."""
     try:
         return np.array(cells, dtype=np.float64)
-    except ValueError:
+    except (ValueError, OverflowError):
         return np.array([_float(cell) for cell in cells])
 
 
 def _float(cell: Any) -> float:
     try:
         return float(cell)
-    except ValueError:
+    except (ValueError, OverflowError):
         return math.nan
 
 

@@ -146,6 +146,7 @@ def _tokens(name: str, values: ArrayLike) -> Ints:
     array = np.array(values, dtype=np.float64, ndmin=1)
     whole = np.isfinite(array) & (array == np.floor(array))
     _refuse_first(~(whole & (array >= 1)), name, "must be a whole number of at least 1 [tokens]", array)
+    _refuse_first(array >= 2.0**53, name, "must be less than 2^53 [tokens]", array)
     tokens = array.astype(np.int64)
     tokens.flags.writeable = False
     return tokens

@@ -9,6 +9,9 @@ import pytest
 from scipy.special import roots_sh_jacobi
 from scipy.stats import chi2
 
+from planner.build import resolve
+from planner.scenario import load_scenario
+from planner.service import Load, Service, build_service, with_length
 from simulator.cluster import TierSetup, only, simulate_cluster, simulate_tier
 from simulator.engine import StepTable, simulate
 from simulator.workload import Workload
@@ -125,3 +128,51 @@ def test_a_law_is_not_asked_beyond_what_it_knows() -> None:
     with pytest.raises(InputError, match="`length` must be at most the 2 positions the vector knows"):
         run(Positional((0.9, 0.8)), 10, 10)
     run(Positional((0.9, 0.8), extrapolate=True), 10, 10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a scenario
+# ---------------------------------------------------------------------------------------------------------------------
+
+HEAD = "{model: llama-68m, acceptance_by_position: [0.8, 0.5, 0.3], source: of this test}"
+
+
+def with_draft(draft: str) -> Any:
+    return resolve(*load_scenario(overrides=["traffic.requests=500", "traffic.rate=0.3", f"tiers.2.drafts=[{draft}]"]))
+
+
+def test_a_scenario_gives_acceptance_by_position() -> None:
+    """Schedule, mean tokens and draws follow the same law; drafts longer than it are not considered."""
+    problem = with_draft(HEAD)
+    draft = problem.drafts[2][0]
+    law = Positional((0.8, 0.5, 0.3))
+    assert draft.law == law
+    assert draft.max_length == 3
+    assert float(tokens_per_round(draft.acceptance.value, 3)) == pytest.approx(mean_tokens(law, 3))
+    load = Load.of(problem.workload)
+    free = build_service(2, problem.deployment(2, 4), problem.profile, draft, load)
+    assert isinstance(free, Service)
+    assert free.rounds.length.max() <= 3
+    fixed = with_length(free, load, 3)
+    assert fixed.rounds.tokens[0] == pytest.approx(1 + 0.8 + 0.8 * 0.5 + 0.8 * 0.5 * 0.3)
+    run = simulate(
+        problem.workload, free.table, free.deployment.limits, free.kv_tokens, fixed.schedule, free.acceptance, 1
+    )
+    spread = np.sqrt(variance_tokens(law, 3) / run.rounds.sum())
+    tokens = 1 + run.accepted.sum() / run.rounds.sum()
+    assert abs(tokens - mean_tokens(law, 3)) < 2.81 * spread
+    assert abs(tokens - mean_tokens(Positional((0.8, 0.52, 0.3)), 3)) > 2.81 * spread
+
+
+@pytest.mark.parametrize(
+    ("draft", "text"),
+    [
+        ("{model: llama-68m, acceptance_by_position: [0.8, 0.5]}", "`acceptance` needs a `source`"),
+        ("{model: llama-68m, acceptance: 0.7, acceptance_by_position: [0.8], source: x}", "needs exactly one of"),
+        ("{model: llama-68m, source: x}", "needs exactly one of"),
+        ("{model: llama-68m, acceptance_by_position: [80], source: x}", r"less than or equal to 1; got 80"),
+    ],
+)
+def test_bad_drafts_are_refused(draft: str, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        with_draft(draft)

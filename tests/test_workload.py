@@ -97,7 +97,7 @@ def dispersion(arrival: Any, window: float) -> tuple[float, float]:
 @pytest.mark.parametrize("law", [gamma, weibull])
 @pytest.mark.parametrize("cv", [0.5, 2.0])
 def test_dispersion_of_renewal_counts_tends_to_the_squared_variation(law: Any, cv: float) -> None:
-    """Cox & Lewis (1966), section 4.5: Var N(t) / E N(t) -> cv^2 for long windows, here of 200 gaps."""
+    """Cox & Lewis (1966), ch. 4: Var N(t) / E N(t) -> cv^2 for long windows, here of 200 gaps."""
     value, bound = dispersion(law(1.0, cv, 400_000, rng()), 200.0)
     assert abs(value - cv**2) < bound + 0.03 * cv**2  # the limit is approached as 1 / window
     assert abs(dispersion(poisson(1.0, 400_000, rng()), 200.0)[0] - cv**2) > bound
@@ -284,6 +284,7 @@ def test_stretching_keeps_the_pattern(times: list[float], rate: float) -> None:
         (([0.0, 1.0], [1, 0], [1, 1]), r"`prompt\[1\]` must be a whole number of at least 1 \[tokens\]; got 0.0"),
         (([0.0, 1.0], [1, 1], [0, 1]), r"`output\[0\]` must be a whole number of at least 1"),
         (([0.0, 1.0], [1, 1.5], [1, 1]), r"`prompt\[1\]` must be a whole number"),
+        (([0.0, 1.0], [1, 1e300], [1, 1]), r"`prompt\[1\]` must be less than 2\^53 \[tokens\]; got 1e\+300"),
         (([0.0], [1, 1], [1, 1]), r"`workload` must have as many arrivals as prompts and outputs; got \(1, 2, 2\)"),
         (([], [], []), r"`workload` must hold at least one request"),
         (([0.0], [1], [1], "", -2), r"`clients` must be an integer of at least 0"),
