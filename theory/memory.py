@@ -66,7 +66,7 @@ def load_time(deployment: Deployment, bytes_per_s: float, draft: Transformer | N
     --------
     >>> from theory.catalog import accelerator, model
     >>> round(load_time(Deployment(model("llama-2-70b"), accelerator("h100-sxm"), 4), 4.2e9), 1)
-    32.9
+    32.8
     """
     require(math.isfinite(bytes_per_s) and bytes_per_s > 0, "bytes_per_s", "must be above 0 [byte/s]", bytes_per_s)
     d = deployment
