@@ -548,7 +548,7 @@ def _weights(alpha: Acceptance, names: IntArray, seed: int) -> FloatArray:
     """Return w, one for all requests or one each."""
     if isinstance(alpha, BetaMixture):
         # a number of each request that no round draws: rounds count from 0
-        mix = getattr(_mix, "py_func", _mix)  # plain numpy: all requests at once
+        mix: Any = getattr(_mix, "py_func", _mix)  # plain numpy: all requests at once
         bits = mix(mix(_key(seed) ^ names.astype(np.uint64)) ^ np.uint64(0xFFFFFFFFFFFFFFFF))
         alpha = alpha.quantile(((bits >> np.uint64(12)) + 0.5) / 2**52)
     elif hasattr(alpha, "survival"):
