@@ -155,7 +155,9 @@ def _verified(
 
 
 def _first(workload: Workload, count: int) -> Workload:
-    return Workload(workload.arrival[:count], workload.prompt[:count], workload.output[:count], workload.source)
+    w = workload
+    cached = None if w.cached is None else w.cached[:count]
+    return Workload(w.arrival[:count], w.prompt[:count], w.output[:count], w.source, cached=cached)
 
 
 def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:

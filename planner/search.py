@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.engine import Routing
 from theory import cascade
 from theory.cascade import Mixture, Policy, PolicyValue, Vertex
 from theory.errors import InfeasibleError
@@ -49,6 +50,8 @@ class Group:
     service: Service
     replicas: int
     rate: float  # arrivals at one replica [requests/s]
+    routing: Routing = "round-robin"
+    ready_s: float = 0.0  # when its replicas have loaded their model [s]
 
     @property
     def gpus(self) -> int:

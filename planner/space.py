@@ -80,8 +80,7 @@ def _of_degree(problem: Problem, tier: int, tp: int, load: Load) -> list[Service
         return built
     for draft in problem.drafts[tier]:
         for degree in draft_degrees(draft.model, tp):
-            placed = type(draft)(draft.model, draft.acceptance, degree, draft.max_length)
-            built.append(build_service(tier, deployment, problem.profile, placed, load))
+            built.append(build_service(tier, deployment, problem.profile, replace(draft, tp=degree), load))
     return built
 
 
