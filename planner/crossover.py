@@ -45,7 +45,9 @@ def crossover(problem: Problem, space: Space, group: Group) -> dict[str, Any] | 
     gamma = int(service.rounds.length[0])
     fixed, plain = with_length(service, load, gamma), without_draft(space, group)
     h = half_width(problem, fixed, gamma, load)
-    rate, slow, fast = (crossing_rate(stretched(fixed, factor), plain, load) for factor in (1.0, math.exp(h), math.exp(-h)))
+    rate, slow, fast = (
+        crossing_rate(stretched(fixed, factor), plain, load) for factor in (1.0, math.exp(h), math.exp(-h))
+    )
     batch, small, large = (crossing_batch(stretched(fixed, f), plain) for f in (1.0, math.exp(h), math.exp(-h)))
     limit = float(occupancy([fixed, plain], np.full(2, 1e-9), load).rate_limit.min())
     idle = np.full(1, SHARES[0] * limit)
@@ -114,7 +116,9 @@ def crossing_rate(fixed: Service, plain: Service, load: Load) -> float | None:
 def crossing_batch(fixed: Service, plain: Service) -> int | None:
     """Return the least batch at which a fixed length gives fewer tokens a second, None if none does [sequences]."""
     most = min(fixed.batch_cap, plain.batch_cap)
-    slower = fixed.rounds.time[:most] / fixed.rounds.tokens[:most] > plain.rounds.time[:most] / plain.rounds.tokens[:most]
+    slower = (
+        fixed.rounds.time[:most] / fixed.rounds.tokens[:most] > plain.rounds.time[:most] / plain.rounds.tokens[:most]
+    )
     worse = np.flatnonzero(slower)
     return int(worse[0] + 1) if len(worse) else None
 

@@ -20,6 +20,7 @@ from .scenario import Scenario
 from .search import Candidate, Search, best_of, quality_floor, refine, single
 from .simulate import measured_capacity, missed, simulate_candidate
 from .space import Space, enumerate_space, with_slo
+from .tipping import tipping_points
 
 CAPACITY_REQUESTS = 6000  # of the scenario, simulated at each rate to find what a replica bears [-]
 CAPACITY_STEP = 0.95  # a service that misses an SLO in simulation is taken to bear this share of that load [-]
@@ -87,6 +88,7 @@ def plan_scenario(
             "first_stops": explain.first_stops(chosen.rule),
             "stop_rule": explain.stop_rule(chosen.rule),
         },
+        "traffic": explain.traffic(problem),
         "predicted": figures,
         "simulated": simulated,
         "baseline": baseline,
@@ -96,7 +98,7 @@ def plan_scenario(
         "speculation": _speculation(problem, space, chosen),
         "binding": explain.binding(problem, space, chosen, search.used(chosen)),
         "sensitivity": _sensitivity(problem, space, progress),
-        "changes": tipping_points(problem, search.measured_space(), chosen, _good_rules(candidates)),
+        "changes": _changes(search, chosen, candidates, progress),
         "evaluated": {
             "analytic": search.evaluated,
             "policies": len(candidates),
@@ -303,6 +305,16 @@ def _sensitivity(problem: Problem, space: Space, progress: Progress) -> list[dic
             row |= {"infeasible": str(error)}
         rows.append(row)
     return rows
+
+
+def _changes(
+    search: Search, chosen: Candidate, candidates: list[Candidate], progress: Progress
+) -> list[dict[str, Any]]:
+    """Return what would change the decision, on the capacities that simulation left behind."""
+    progress("changes", 0, 1)
+    rules = [chosen.rule, *(c.rule for c in pareto(candidates))]
+    space = replace(search.space, capacity=tuple(c.copy() for c in search._capacity))
+    return tipping_points(search.problem, space, chosen, rules)
 
 
 def _at_load(problem: Problem, factor: float) -> Problem:

@@ -248,7 +248,8 @@ def with_length(service: Service, load: Load, length: int) -> Service:
 def with_acceptance(service: Service, load: Load, acceptance: float) -> Service:
     """Return the same replica if its draft had another acceptance [-], with the schedule that is best for it."""
     assert service.draft is not None
-    draft = replace(service.draft, acceptance=replace(service.draft.acceptance, value=acceptance))
+    alike = replace(service.draft.acceptance, value=acceptance, low=acceptance, high=acceptance)
+    draft = replace(service.draft, acceptance=alike, by_position=None)
     return _in_rounds(replace(service, draft=draft), load, _rounds(service.table, load, draft, None))
 
 

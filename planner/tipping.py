@@ -6,20 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from simulator.workload import at_rate
 from theory.errors import InfeasibleError
 
 from .build import Problem
 from .search import Candidate, Group, Rule, Search, best_of, quality_floor
-from .service import Service, with_acceptance
+from .service import with_acceptance
 from .space import Space, capacities
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)  # by which load and objective are multiplied or divided, nearest first [-]
-STEPS = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)  # by which a quality floor is moved, nearest first [-]
-DROPS = (0.05, 0.1, 0.2, 0.4)  # by which an acceptance falls, nearest first [-]
-HALVINGS = 4  # of the bracket around a change [-]
+STEPS = (0.005, 0.02, 0.05)  # by which a quality floor is moved, nearest first [-]
+DROPS = (0.1, 0.3)  # by which an acceptance falls, nearest first [-]
+HALVINGS = 3  # of the bracket around a change [-]
 
 Deployed = tuple[tuple[int, str, int], ...]
 Winner = Callable[[float], "Candidate | None"]
@@ -50,7 +48,10 @@ def tipping_points(problem: Problem, space: Space, chosen: Candidate, rules: lis
         *_objective(problem, space, rules, deployed),
     ]
     rows += [
-        row for g in chosen.groups if g.service.draft is not None for row in _acceptance(problem, space, rules, g, chosen)
+        row
+        for g in chosen.groups
+        if g.service.draft is not None
+        for row in _acceptance(problem, space, rules, g, chosen)
     ]
     return rows
 
@@ -59,12 +60,12 @@ def _deployed(candidate: Candidate) -> Deployed:
     return tuple((g.tier, g.service.name, g.replicas) for g in candidate.groups)
 
 
-def _best(problem: Problem, space: Space, rules: list[Rule]) -> Candidate | None:
-    """Return the best plan of the enumerated rules and the known ones, None if none is feasible."""
+def _best(problem: Problem, space: Space, rules: list[Rule], enumerate_too: bool = True) -> Candidate | None:
+    """Return the best plan of the known rules, and of those that enumeration finds; None if none is feasible."""
     search = Search(problem, space, quality_floor(problem))
     known = [c for c in (search.allocate(rule) for rule in rules) if c is not None]
     try:
-        return search.settle(best_of(search, search.enumerate() + known)[0])
+        return search.settle(best_of(search, known + (search.enumerate() if enumerate_too else []))[0])
     except InfeasibleError:
         return None
 
@@ -82,9 +83,7 @@ def _both_ways(key: str, unit: str, value: float, best: Winner, deployed: Deploy
     return [_nearest(key, unit, value, tried, best, deployed) for tried in (lower, higher)]
 
 
-def _nearest(
-    key: str, unit: str, value: float, tried: list[float], best: Winner, deployed: Deployed
-) -> dict[str, Any]:
+def _nearest(key: str, unit: str, value: float, tried: list[float], best: Winner, deployed: Deployed) -> dict[str, Any]:
     """Walk through the values tried until another deployment wins, then halve the bracket."""
     row: dict[str, Any] = {"key": key, "unit": unit, "from": value, "to": None, "tried_to": tried[-1], "plan": None}
     same = value
@@ -122,7 +121,9 @@ def _objective(problem: Problem, space: Space, rules: list[Rule], deployed: Depl
 
     def best(value: float) -> Candidate | None:
         changed = objective.model_copy(update={name: value})
-        return _best(replace(problem, scenario=problem.scenario.model_copy(update={"objective": changed})), space, rules)
+        return _best(
+            replace(problem, scenario=problem.scenario.model_copy(update={"objective": changed})), space, rules
+        )
 
     floor = quality_floor(problem)
     if floor is not None:
@@ -139,9 +140,11 @@ def _objective(problem: Problem, space: Space, rules: list[Rule], deployed: Depl
 
 
 def _price_row(price: float, tried: float, to: float | None, plan: dict[str, Any] | None) -> dict[str, Any]:
-    scaled = None if plan is None or to is None else plan | {
-        "usd_per_1000_requests": plan["usd_per_1000_requests"] * to / price
-    }
+    scaled = (
+        None
+        if plan is None or to is None
+        else plan | {"usd_per_1000_requests": plan["usd_per_1000_requests"] * to / price}
+    )
     return {
         "key": "fleet.price_per_gpu_hour",
         "unit": "USD/h",
@@ -161,22 +164,25 @@ def _acceptance(
     value, deployed = service.draft.acceptance.value, _deployed(chosen)
 
     def best(acceptance: float) -> Candidate | None:
-        changed = with_acceptance(service, space.load, acceptance)
-        return _best(problem, _instead(problem, space, group, changed), rules)
+        return _best(problem, _with_acceptance(problem, space, group, acceptance), rules, enumerate_too=False)
 
     tried = [value - d for d in DROPS if d < value]
     key = f"acceptance of {service.draft.model.name} for {problem.scenario.tiers[group.tier].name}"
     return [_nearest(key, "-", value, tried, best, deployed)] if tried else []
 
 
-def _instead(problem: Problem, space: Space, group: Group, changed: Service) -> Space:
-    """Return the space with one service changed; its capacity as far from the analytic one as before."""
-    at = next(i for i, s in enumerate(space.services[group.tier]) if s is group.service)
-    before, after = capacities([group.service, changed], space.load, problem.scenario.slo)
-    capacity = [c.copy() for c in space.capacity]
-    capacity[group.tier][at] *= after / before if before > 0 else 1.0
-    services = [list(s) for s in space.services]
-    services[group.tier][at] = changed
-    return replace(
-        space, services=tuple(tuple(s) for s in services), capacity=tuple(np.asarray(c) for c in capacity)
-    )
+def _with_acceptance(problem: Problem, space: Space, group: Group, acceptance: float) -> Space:
+    """Return the space with another acceptance of a tier's draft, capacities as far off analytic ones as before."""
+    tier, draft, slo = group.tier, group.service.draft, problem.scenario.slo
+    assert draft is not None
+    services, capacity = list(space.services[tier]), space.capacity[tier].copy()
+    same = [i for i, s in enumerate(services) if s.draft is not None and s.draft.model == draft.model]
+    changed = [with_acceptance(services[i], space.load, acceptance) for i in same]
+    before = capacities([services[i] for i in same], space.load, slo)
+    after = capacities(changed, space.load, slo)
+    for i, service, was, now in zip(same, changed, before, after, strict=True):
+        services[i] = service
+        capacity[i] *= now / was if was > 0 else 1.0
+    every, bears = list(space.services), list(space.capacity)
+    every[tier], bears[tier] = tuple(services), capacity
+    return replace(space, services=tuple(every), capacity=tuple(bears))

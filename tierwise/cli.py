@@ -227,10 +227,11 @@ def plan(
 
     if output is not None:
         _folder(output)
+    asked, start = _scenario(scenario, set_ if profile is None else [*(set_ or ()), f"fleet.profile={profile}"], seed)
     with _progress() as progress:
-        result = plan_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=progress)
+        result = plan_scenario(asked, start, seed=seed, progress=progress)
     if output is not None:
-        write_report(result, output)
+        write_report(result, output, asked, start)
     _emit(result, show.plan, format, None, "")
 
 
