@@ -16,6 +16,7 @@ from .launch import launch_files
 from .requests import RequestFormat, write_requests
 from .scenario import Scenario
 from .simulate import Simulation
+from .sweep import sweep_csv, sweep_png
 from .timeline import draw
 
 
@@ -41,6 +42,22 @@ def write_report(result: dict[str, Any], folder: Path, scenario: Scenario, start
         "frontier.csv": _csv(result["frontier"]).encode(),
         "frontier.png": _png(result),
         **{name: text.encode() for name, text in launch_files(result, scenario, start, folder).items()},
+    }
+    return _written(folder, {name: _of(content) for name, content in contents.items()})
+
+
+def write_sweep(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write sweep.json, sweep.csv and sweep.png; return their paths. Finished points stay in sweep.jsonl.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made or written.
+    """
+    contents = {
+        "sweep.json": (json.dumps(result, indent=2, allow_nan=False) + "\n").encode(),
+        "sweep.csv": sweep_csv(result["points"]).encode(),
+        "sweep.png": sweep_png(result["points"], result["scenario"]),
     }
     return _written(folder, {name: _of(content) for name, content in contents.items()})
 
