@@ -24,7 +24,7 @@ from simulator.cluster import follow
 from theory.catalog import hub, models
 from theory.errors import InputError
 
-QUICK = ["traffic.requests=4000", "search.trials=4"]
+QUICK = ["traffic.requests=3000", "search.trials=0", "tiers.0.tp=[1]", "tiers.1.tp=[2]", "tiers.2.tp=[2]"]
 
 # docs.vllm.ai/en/v0.26.0, pages of `vllm serve` and `vllm bench serve`; vllm/engine/arg_utils.py and
 # vllm/benchmarks/serve.py of github.com/vllm-project/vllm
