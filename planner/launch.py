@@ -196,6 +196,7 @@ def bench_script(result: dict[str, Any], scenario: Scenario, ports: list[int]) -
         "set -euo pipefail",
         'OUT="${OUT:-measured}"',
     ]
+    names = _file_names([t["name"] for t in result["plan"]["tiers"]])
     for i, (tier, port) in enumerate(zip(result["plan"]["tiers"], ports, strict=True)):
         rate = tier["requests_per_s_per_replica"]
         count = int(min(max(MEASURED_S * rate, PROMPTS[0]), PROMPTS[1]))
@@ -214,7 +215,7 @@ def bench_script(result: dict[str, Any], scenario: Scenario, ports: list[int]) -
             ("--seed", str(result["provenance"]["seed"])),
             ("--percentile-metrics", "ttft,tpot,itl,e2el"),
             ("--metric-percentiles", "50,90,99"),
-            ("--result-filename", f"{_file_names([tier['name']])[0]}.json"),
+            ("--result-filename", f"{names[i]}.json"),
         ]
         command = [f"{flag} {shlex.quote(value)}" for flag, value in arguments]
         command += [

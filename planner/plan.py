@@ -276,6 +276,9 @@ def _speculation(problem: Problem, space: Space, chosen: Candidate) -> dict[str,
     return {
         "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, space, chosen)},
         "crossover_requests_per_s": {c["tier"]: c["crossover_requests_per_s"] for c in crossings if c is not None},
+        "crossover_interval_requests_per_s": {
+            c["tier"]: c["crossover_interval_requests_per_s"] for c in crossings if c is not None
+        },
         "by_tier": [c for c in crossings if c is not None],
     }
 

@@ -184,8 +184,10 @@ def _length_at(schedule: list[list[int]], batch: float) -> int:
     return next((g for _, end, g in schedule if n <= end), schedule[-1][2] if schedule else 0)
 
 
-def _typed(value: str) -> Any:
-    return yaml.safe_load(value)
+def _typed(value: str) -> str | float | None:
+    """Return a number or a name as what it is, and anything else as it was written."""
+    found = yaml.safe_load(value)
+    return found if found is None or isinstance(found, str | int | float) else value
 
 
 def _mark(point: Point, seed: int | None) -> str:

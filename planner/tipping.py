@@ -163,26 +163,36 @@ def _acceptance(
     assert service.draft is not None
     value, deployed = service.draft.acceptance.value, _deployed(chosen)
 
+    same = _of_draft(space, group)
+    before = capacities([space.services[group.tier][i] for i in same], space.load, problem.scenario.slo)
+
     def best(acceptance: float) -> Candidate | None:
-        return _best(problem, _with_acceptance(problem, space, group, acceptance), rules, enumerate_too=False)
+        changed = _with_acceptance(problem, space, group.tier, dict(zip(same, before, strict=True)), acceptance)
+        return _best(problem, changed, rules, enumerate_too=False)
 
     tried = [value - d for d in DROPS if d < value]
     key = f"acceptance of {service.draft.model.name} for {problem.scenario.tiers[group.tier].name}"
     return [_nearest(key, "-", value, tried, best, deployed)] if tried else []
 
 
-def _with_acceptance(problem: Problem, space: Space, group: Group, acceptance: float) -> Space:
-    """Return the space with another acceptance of a tier's draft, capacities as far off analytic ones as before."""
-    tier, draft, slo = group.tier, group.service.draft, problem.scenario.slo
+def _of_draft(space: Space, group: Group) -> list[int]:
+    """Return which services of a tier have the draft of a group, on however many GPUs."""
+    draft, services = group.service.draft, space.services[group.tier]
     assert draft is not None
+    return [i for i, s in enumerate(services) if s.draft is not None and s.draft.model == draft.model]
+
+
+def _with_acceptance(problem: Problem, space: Space, tier: int, before: dict[int, float], acceptance: float) -> Space:
+    """Return the space with another acceptance of some services of a tier, by index with their analytic capacity.
+
+    What is known of a capacity stays as far from the analytic one as it was.
+    """
     services, capacity = list(space.services[tier]), space.capacity[tier].copy()
-    same = [i for i, s in enumerate(services) if s.draft is not None and s.draft.model == draft.model]
-    changed = [with_acceptance(services[i], space.load, acceptance) for i in same]
-    before = capacities([services[i] for i in same], space.load, slo)
-    after = capacities(changed, space.load, slo)
-    for i, service, was, now in zip(same, changed, before, after, strict=True):
+    changed = {i: with_acceptance(services[i], space.load, acceptance) for i in before}
+    after = capacities(list(changed.values()), space.load, problem.scenario.slo)
+    for (i, service), now in zip(changed.items(), after, strict=True):
         services[i] = service
-        capacity[i] *= now / was if was > 0 else 1.0
+        capacity[i] *= now / before[i] if before[i] > 0 else 1.0
     every, bears = list(space.services), list(space.capacity)
     every[tier], bears[tier] = tuple(services), capacity
     return replace(space, services=tuple(every), capacity=tuple(bears))

@@ -14,7 +14,7 @@ import pytest
 import planner.sweep as sweeping
 from planner.plan import plan_scenario
 from planner.scenario import load_scenario
-from planner.sweep import grid, parse_axis, sweep, sweep_csv
+from planner.sweep import grid, parse_axis, sweep, sweep_csv, sweep_png
 from theory.errors import InputError
 
 ONE_TIER = """
@@ -121,6 +121,13 @@ def test_finished_points_survive_an_interruption(scenario: Path, tmp_path: Path)
 def test_another_seed_or_scenario_is_another_point(scenario: Path) -> None:
     (point,), (other,) = (grid([parse_axis("rate=2")], scenario, s) for s in ([], ["slo.ttft_p99_s=0.9"]))
     assert len({sweeping._mark(point, None), sweeping._mark(point, 1), sweeping._mark(other, None)}) == 3
+
+
+def test_lists_and_names_as_values_are_drawn(scenario: Path) -> None:
+    rows, _ = sweep(grid([parse_axis("tiers.0.tp=[1],[2]")], scenario), None, silent)
+    assert [r["settings"]["tiers.0.tp"] for r in rows] == ["[1]", "[2]"]
+    assert sweep_png(rows, "one").startswith(b"\x89PNG")
+    assert sweep_png([{"settings": {"a": 1}, "feasible": False, "reason": "none"}], "one").startswith(b"\x89PNG")
 
 
 def test_a_strange_file_is_refused(scenario: Path, tmp_path: Path) -> None:
