@@ -73,8 +73,8 @@ def crossover(problem: Problem, space: Space, group: Group) -> dict[str, Any] | 
 
 def without_draft(space: Space, group: Group) -> Service:
     """Return the same replica without its draft."""
-    tp = group.service.deployment.tp
-    return next(s for s in space.services[group.tier] if s.draft is None and s.deployment.tp == tp)
+    same = group.service.deployment
+    return next(s for s in space.services[group.tier] if s.draft is None and s.deployment == same)
 
 
 def half_width(problem: Problem, fixed: Service, gamma: int, load: Load) -> float:
