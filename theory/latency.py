@@ -32,6 +32,7 @@ Curves = Mapping[int, tuple[tuple[float, float], ...]]  # GPUs -> knots (size [b
 TILES = ((16, 64), (64, 64), (64, 128), (128, 128), (128, 256))  # rows x columns a thread block computes; CUTLASS sizes
 QUANTISE_BYTES = 5  # of an activation that is read for its scale, read again and written in fp8 [byte per number]
 SPLITS = 8  # most thread blocks that share one tile along k [-]; assumed
+ROWWISE = ((1, 64), (4, 64))  # what vector units can do besides: no row is padded
 ATTENTION_TILE = 128  # query rows of a thread block of prefill attention [tokens]; FlashAttention-2/3
 DECODE_TILE = 64  # query rows (heads of a group x new tokens) of a thread block of decode attention [rows]
 RESIDENT_STEEPNESS = 20.0  # how sharply a KV cache larger than the last-level cache stops hitting it [-]; assumed
@@ -484,7 +485,7 @@ def gemm_time(
     stream = (width * cols * depth + ACTIVATION_BYTES * rows * (cols + depth)) / (accelerator.bandwidth * share)
     reduction = e.split_start + 8 * rows * cols / (feed * sms)
     best: Array = np.asarray(np.inf)
-    for tile_rows, tile_cols in TILES:
+    for tile_rows, tile_cols in TILES if accelerator.matrix_units else ROWWISE + TILES:
         across = np.ceil(cols / tile_cols)
         blocks = np.ceil(rows / tile_rows) * across
         work = depth * (2 * tile_rows * tile_cols / rate)
@@ -653,7 +654,8 @@ def decode_attention_time(
     busy = np.minimum(1.0, hk * np.maximum(b, splits) * (e.kv_stream / sms))
     missed = _missed(read, e.kv_resident * accelerator.l2)
     pace = missed / (accelerator.bandwidth * e.kv_bandwidth) + (1 - missed) / (sms * e.kv_feed)
-    tile = DECODE_TILE * np.ceil(q * h / (hk * DECODE_TILE))
+    padded = DECODE_TILE if accelerator.matrix_units else 1
+    tile = padded * np.ceil(q * h / (hk * padded))
     flops = 4 * hk * head_dim * tile * b * (context_tokens + (q + 1) / 2)
     slowest = np.maximum(read * pace / busy, flops / (accelerator.flops_bf16 * e.prefill_flops))
     slowest = np.maximum(slowest, read / accelerator.bandwidth)  # never below the datasheet
