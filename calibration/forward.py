@@ -240,6 +240,7 @@ def prepare(model: Any, point: Point) -> GrowingStep | StaticStep:
         return GraphStep(model, point)
     step = StaticStep(model, point)
     on_gpu = next(model.parameters()).is_cuda
+    torch._dynamo.reset()  # past 8 shapes of one model it would silently stop compiling
     step.call = torch.compile(model, mode="reduce-overhead" if on_gpu else "default", dynamic=False)
     return step
 

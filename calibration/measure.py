@@ -10,6 +10,7 @@ import datetime
 import gc
 import json
 import os
+import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -51,7 +52,9 @@ CPU_LAUNCH_S = 5.0  # imports on a CPU [s]
 DRAW_BYTES = {"cuda": 20e9, "cpu": 0.5e9}  # random weights made a second, one GPU [byte/s]
 LOAD_BYTES = 1e9  # of a checkpoint read a second [byte/s]
 POINT_S = {"cuda": 0.3, "cpu": 0.02}  # making inputs, caches and graphs, reading sensors [s]
+COMPILE_S = 40.0  # compiling one shape of a pass [s]; a 2-layer model on one CPU core took 39
 RESERVE = {"cuda": 1.5e9, "cpu": 0.5e9}  # context of the device, libraries, the allocator's rounding [byte]
+OPTIONS = ("tp", "mode", "device", "accelerator", "dtype", "placement", "repeats", "threads", "seed")
 PLACEMENTS = ("single", "device-map", "tp")
 
 
@@ -199,7 +202,7 @@ def load_recipe(name: str) -> Request:
     lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     try:
         inner = Grid(**{k: v for k, v in lists.items() if k in grid})
-        return Request(**{k: v for k, v in lists.items() if k in known}, grid=inner, recipe=path.stem)
+        return Request(**{k: v for k, v in lists.items() if k in known}, grid=inner, recipe=name)
     except TypeError as error:
         raise InputError(f"`recipe` must give numbers and lists of them as the shipped ones do: {error}.") from None
 
@@ -259,7 +262,8 @@ def _seconds(
     for (name, tp, mode), group in groupby(points, key=lambda p: (p.model, p.tp, p.mode)):
         these = list(group)
         time = step_time(shapes[name], machine, start_profile(machine, mode), work_of(these), tp).total
-        expected |= {p: POINT_S[request.device] + rounds * float(t) for p, t in zip(these, time, strict=True)}
+        fixed = POINT_S[request.device] + (COMPILE_S if mode == "compile" else 0.0)
+        expected |= {p: fixed + rounds * float(t) for p, t in zip(these, time, strict=True)}
     return expected
 
 
@@ -314,12 +318,17 @@ def true_memory(machine: Accelerator, dtype: str) -> float:
 def commands(plan: Plan, output: str) -> list[str]:
     """Return the shell command of each launch, one per number of GPUs."""
     r = plan.request
-    what = f"--recipe {r.recipe}" if r.recipe else " ".join(r.models)
-    lines = []
-    for tp in sorted({p.tp for p in plan.points}):
-        start = "tierwise" if tp == 1 else f"torchrun --standalone --nproc-per-node {tp} -m tierwise"
-        lines.append(f"{start} measure {what} --output {output}")
-    return lines
+    base = load_recipe(r.recipe) if r.recipe else Request(models=r.models)
+    options = [(f.name, getattr(r, f.name), getattr(base, f.name)) for f in fields(Request) if f.name in OPTIONS]
+    options += [(f.name, getattr(r.grid, f.name), getattr(base.grid, f.name)) for f in fields(Grid)]
+    changed = [(name, value) for name, value, usual in options if value != usual]
+    words = ["--recipe", r.recipe] if r.recipe else list(r.models)
+    for name, value in changed:
+        words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    line = shlex.join(["measure", *words, "--output", output])
+    degrees = sorted({p.tp for p in plan.points})
+    starts = [f"torchrun --standalone --nproc-per-node {tp} -m tierwise" if tp > 1 else "tierwise" for tp in degrees]
+    return [f"{start} {line}" for start in starts]
 
 
 def plan_report(plan: Plan, output: Path | None) -> dict[str, Any]:

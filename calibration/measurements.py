@@ -228,9 +228,13 @@ class Log:
             _same_conditions(path, old.header, header)
         try:
             self._file = path.open("a+b")
-            _lock(self._file.fileno(), path)
         except OSError as error:
             refuse("output", f"must be a file that can be written ({error.strerror})", str(path))
+        try:
+            _lock(self._file.fileno(), path)
+        except InputError:
+            self._file.close()
+            raise
         if old:
             self._file.truncate(_last_newline(path))
         else:
