@@ -43,13 +43,12 @@ CPU_EFFICIENCY = Efficiency(
     **dict.fromkeys(("gemm_wave", "attention_start", "prefill_start", "prefill_tail", "element_start"), 0.0),
 )
 # What steps may tell, the first one in any case; those that they do not tell are held, the last first.
-KERNEL_SHARES = ("gemm_bandwidth", "gemm_flops", "kv_bandwidth", "prefill_flops")
 TOLD = {
     "cpu": ("gemm_start", "gemm_flops", "gemm_bandwidth", "prefill_flops", "kv_bandwidth", "element_bandwidth"),
-    "eager": ("eager_layer", *KERNEL_SHARES, "host_step"),
-    "graphs": (*KERNEL_SHARES, "host_step"),
-    "compile": (*KERNEL_SHARES, "host_step"),
+    "eager": ("eager_layer", "gemm_flops", "gemm_bandwidth", "host_step", "kv_bandwidth", "prefill_flops"),
+    "graphs": ("gemm_bandwidth", "gemm_flops", "host_step", "kv_bandwidth", "prefill_flops"),
 }
+TOLD["compile"] = TOLD["graphs"]
 
 
 def start_profile(machine: Accelerator, mode: str) -> Profile:
@@ -161,13 +160,21 @@ def _rows(found: Measurements, mode: str, models: tuple[str, ...]) -> pd.DataFra
 
 
 def _search(
-    found: Measurements, points: list[Point], measured: Array, start: Profile, names: tuple[str, ...]
+    found: Measurements,
+    points: list[Point],
+    measured: Array,
+    start: Profile,
+    names: tuple[str, ...],
+    near: Efficiency | None = None,
 ) -> tuple[Efficiency, tuple[str, ...], Array, Array]:
-    """Return the efficiency, the parameters the rows tell, their covariance [-] and the residuals of ln(time) [-]."""
+    """Return the efficiency, the parameters the rows tell, their covariance [-] and the residuals of ln(time) [-].
+
+    The search sets out from ``near``; what is held stays at ``start``.
+    """
     misfit = _misfit(found, points, measured, start, names)
     bounds = np.log([SHARE if n in SHARES else TIMES for n in names]).T
-    x0 = np.log([max(getattr(start.efficiency, n), _least(n)) for n in names])
-    found_at = least_squares(misfit, np.clip(x0, *bounds), bounds=bounds, loss="soft_l1", f_scale=OUTLIER)
+    x0 = np.clip(np.log([max(getattr(near or start.efficiency, n), _least(n)) for n in names]), *bounds)
+    found_at = least_squares(misfit, x0, bounds=bounds, loss="soft_l1", f_scale=OUTLIER, ftol=1e-6, xtol=1e-5)
     best = _with(start.efficiency, names, found_at.x)
     jacobian, residual = _slopes(misfit, found_at.x), misfit(found_at.x)
     spread = max(LEAST_SPREAD, _spread(residual)) * (len(residual) / max(len(residual) - len(names), 1)) ** 0.5
@@ -176,7 +183,7 @@ def _search(
     loose = [n for n in names[1:] if not errors[n] <= WORST_ERROR]
     if loose:
         kept = tuple(n for n in names if n != loose[-1])
-        return _search(found, points, measured, start, kept)
+        return _search(found, points, measured, start, kept, best)
     if not errors[names[0]] <= WORST_ERROR:
         _refuse(best, errors, f"a standard error of ln {names[0]} of {errors[names[0]]:.2g}")
     return best, names, covariance, residual

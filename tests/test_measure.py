@@ -19,6 +19,7 @@ from calibration.measurements import COLUMNS, Log, Point, Row, header_of, read_m
 from theory.catalog import accelerator, model
 from theory.errors import InfeasibleError, InputError
 from theory.latency import Pass, roofline_time
+from tierwise.cli import app
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 transformers = pytest.importorskip("transformers", reason="the torch extra is not installed")
@@ -45,10 +46,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(tiny: Path, **fields: Any) -> Request:
     return Request(**{"models": (str(tiny),), "grid": SMALL, "warmup": 1, "repeats": 3} | fields)
-
-
-def cli(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tierwise", *args], capture_output=True, text=True, timeout=120)
 
 
 # --- what is timed ---------------------------------------------------------------------------------------------------
@@ -224,16 +221,20 @@ def test_the_recipe_takes_as_long_as_it_says() -> None:
     assert all(size <= plan.machine.memory for size in plan.bytes.values())
 
 
-def test_the_dry_run_prints_a_command_for_each_launch(tmp_path: Path) -> None:
-    done = cli("measure", "--recipe", "node-8xh100", "--dry-run", "--format", "json", "--output", "node.csv")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+def test_the_dry_run_prints_a_command_for_each_launch(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["measure", "--recipe", "node-8xh100", "--dry-run", "--output", "node.csv"]
+    app([*words, "--format", "json"], standalone_mode=False)
+    result = json.loads(capsys.readouterr().out)
     lines = [launch["command"] for launch in result["launches"]]
     assert lines[0] == "tierwise measure --recipe node-8xh100 --output node.csv"
     assert lines[3] == f"torchrun --standalone --nproc-per-node 8 -m {lines[0]}"
     assert result["expected_s"] == pytest.approx(sum(launch["expected_s"] for launch in result["launches"]), abs=1)
     assert {"model", "tp", "mode", "points", "done", "memory_gb", "expected_s"} <= set(result["groups"][0])
     assert not Path("node.csv").exists()
+    app(words, standalone_mode=False)
+    said = capsys.readouterr().out
+    assert all(line in said for line in lines)
+    assert "Left out: llama-2-70b 1 eager" in said
 
 
 def test_the_recipes_code_runs_on_a_cpu(tiny: Path, tmp_path: Path) -> None:
@@ -270,7 +271,9 @@ def test_commands_repeat_what_was_asked(tiny: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_message_says_what_to_do() -> None:
-    done = cli("measure", "llama-2-13b", "--device", "cuda", "--output", "a.csv")
+    words = ("measure", "llama-2-13b", "--device", "cuda", "--output", "a.csv")
+    command = [sys.executable, "-m", "tierwise", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(
         "tierwise: `device` must be one that PyTorch sees; got 'cuda'. There is no CUDA device"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ import pytest
 from calibration.measure_acceptance import Pair, measure_acceptance
 from theory.errors import InputError
 from theory.speculation import tokens_per_round
+from tierwise import show
+from tierwise.cli import app
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 transformers = pytest.importorskip("transformers", reason="the torch extra is not installed")
@@ -106,18 +106,25 @@ def test_a_draft_that_is_the_target_is_always_kept(pair: Pair) -> None:
     assert twin["perplexity"]["draft"] == twin["perplexity"]["target"]
 
 
-def test_the_command_line(pair: Pair, tmp_path: Path) -> None:
+def test_the_command_line(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pair.json"
     words = ["--target", str(pair.target), "--draft", str(pair.draft), "--text", str(pair.text)]
     words += ["--draft-length", "2", "--tokens", "16", "--prompts", "2", "--temperature", "0", "--output", str(out)]
-    command = [sys.executable, "-m", "tierwise", "measure", "--acceptance", *words, "--format", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    app(["measure", "--acceptance", *words, "--format", "json"], standalone_mode=False)
+    result = json.loads(capsys.readouterr().out)
     assert json.loads(out.read_text()) == result
     assert {"header", "acceptance", "perplexity", "by_draft_length"} == set(result)
     assert result["by_draft_length"][0]["same_as_plain"] == 1.0
     assert {"torch", "transformers", "processor", "date", "seed"} <= set(result["header"])
+    show.acceptance(result)
+    assert "Tokens per round" in capsys.readouterr().out
+    for extra, said in (["--batch", "2"], "must come without models"), (["llama-2-7b"], "must come without models"):
+        with pytest.raises(InputError, match=said):
+            app(["measure", "--acceptance", *words, *extra], standalone_mode=False)
+    with pytest.raises(InputError, match="`text` must be given with --acceptance"):
+        app(["measure", "--acceptance", *words[:4]], standalone_mode=False)
+    with pytest.raises(InputError, match=r"`acceptance` must be given with.*Add --acceptance"):
+        app(["measure", *words], standalone_mode=False)
 
 
 def test_what_cannot_be_measured_is_refused(pair: Pair, tmp_path: Path) -> None:
@@ -125,8 +132,8 @@ def test_what_cannot_be_measured_is_refused(pair: Pair, tmp_path: Path) -> None:
         replace(pair, target=tmp_path)
     with pytest.raises(InputError, match=r"`draft-length` must lie in \[1, 31\]"):
         replace(pair, draft_lengths=(0,))
-    with pytest.raises(InputError, match=r"`text` must have at least 4000 tokens.*fewer --prompts"):
-        measure_acceptance(replace(pair, prompts=50))
+    with pytest.raises(InputError, match=r"`text` must have at least 8000 tokens.*fewer --prompts"):
+        measure_acceptance(replace(pair, prompts=100))
     with pytest.raises(InputError, match="`tokens` must leave prompt and output below 248"):
         measure_acceptance(replace(pair, tokens=250))
     stranger = save_model(tmp_path / "stranger", 1, 32, 2)
@@ -134,7 +141,7 @@ def test_what_cannot_be_measured_is_refused(pair: Pair, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`draft` must have the target's tokenizer"):
         measure_acceptance(replace(pair, draft=stranger))
     other = save_model(tmp_path / "other", 1, 32, 2, vocab=300)
-    with pytest.raises(InputError, match="`draft` must have the target's 256 rows of the embedding.*got 300"):
+    with pytest.raises(InputError, match=r"`draft` must have the target's 256 rows of the embedding.*got 300"):
         measure_acceptance(replace(pair, draft=other))
     for path in pair.target.glob("tokenizer*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +11,16 @@ import pytest
 
 from calibration.fit import WeakDataError
 from calibration.measure import Grid, Request, measure, plan_run
-from calibration.measurements import Log, Point, Row, header_of, work_of
+from calibration.measurements import COLUMNS, Log, Point, Row, header_of, work_of
 from calibration.profiles import load_profile, save_profile
 from calibration.step_fit import fit_steps, fitted_models, start_profile, validate_steps
 from theory.catalog import accelerator, model
 from theory.errors import InputError
 from theory.latency import Efficiency, step_time
+from tierwise.cli import app
 
 GPU = accelerator("h100-sxm")
-GRID = Grid(batch=(1, 8, 64), context=(128, 1024), new=(1, 5), prefill=(128, 1024, 4000))
+GRID = Grid(batch=(1, 8, 64), context=(128, 512, 2048), new=(1, 5), prefill=(128, 512, 1024, 4000))
 MODELS = ("llama-2-7b", "llama-2-13b")
 
 
@@ -55,25 +53,22 @@ def test_planted_parameters_come_back(tmp_path: Path, mode: str, truths: dict[st
     for name, value in truths.items():
         off = abs(np.log(getattr(fitted.efficiency, name) / value))
         assert off < max(4 * errors[name], 0.02), name
-        assert abs(np.log(1.5)) > 4 * errors[name]  # half as much again would have been seen
+        assert np.log(2) > 4 * errors[name]  # twice as much would have been seen
     assert fitted.engine == f"transformers {mode}"
     assert fitted_models(fitted, "another run") == set()
 
 
-def test_one_slow_repeat_in_seven_does_not_move_it(tmp_path: Path) -> None:
+def test_one_slow_row_does_not_move_it(tmp_path: Path) -> None:
     truth = replace(start_profile(GPU, "graphs").efficiency, gemm_bandwidth=0.6)
     path = planted(tmp_path / "a.csv", "graphs", truth, 0.01)
-    lines = path.read_text().splitlines()
-    slow = [line.replace(",ok,", ",ok,", 1) for line in lines]
-    at = next(i for i, line in enumerate(slow) if ",decode,1,1024,1,ok" in line)
+    slow = path.read_text().splitlines()
+    at = next(i for i, line in enumerate(slow) if ",decode,1,512,1,ok" in line)
     cells = slow[at].split(",")
-    cells[COLUMN] = f"{5 * float(cells[COLUMN]):.6e}"  # a whole row five times too slow
+    median = COLUMNS.index("median_s")
+    cells[median] = f"{5 * float(cells[median]):.6e}"
     slow[at] = ",".join(cells)
     path.write_text("\n".join(slow) + "\n")
     assert fit_steps(path, "mine").efficiency.gemm_bandwidth == pytest.approx(0.6, rel=0.05)
-
-
-COLUMN = 8  # of the median
 
 
 def test_weak_data_are_refused_with_the_estimate(tmp_path: Path) -> None:
@@ -125,7 +120,7 @@ def test_rows_it_was_fitted_on_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real steps of two small models on this CPU."""
     transformers = pytest.importorskip("transformers", reason="the torch extra is not installed")
     folder = tmp_path_factory.mktemp("steps")
@@ -139,10 +134,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             num_key_value_heads=2,
             max_position_embeddings=1024,
         ).save_pretrained(folder / name)
-    grid = Grid(batch=(1, 4, 8), context=(64, 256), new=(1, 5), prefill=(64, 256), prefill_batch=(1, 2))
-    request = Request(models=(str(folder / "narrow"), str(folder / "wide")), grid=grid, repeats=9)
-    measure(plan_run(request), folder / "steps.csv", lambda *_: None)
-    yield folder / "steps.csv"
+    grid = Grid(batch=(1, 8), context=(64, 256), new=(1, 5), prefill=(64, 256), prefill_batch=(1, 2))
+    request = Request(models=(str(folder / "narrow"), str(folder / "wide")), grid=grid, repeats=7)
+    plan = plan_run(request)
+    pairs = {replace(p, model=""): [q for q in plan.points if replace(q, model=p.model) == p] for p in plan.points}
+    for points in pairs.values():  # both models in turns: when others slow the machine down, they slow both
+        measure(replace(plan, points=tuple(points)), folder / "steps.csv", lambda *_: None)
+    return folder / "steps.csv"
 
 
 @pytest.mark.parametrize(("known", "other"), [("narrow", "wide"), ("wide", "narrow")])
@@ -165,19 +163,22 @@ def test_the_profile_of_another_machine_is_refused(measured: Path) -> None:
         validate_steps(measured, "h100-sxm")
 
 
-def test_the_command_line_fits_and_validates(measured: Path, tmp_path: Path) -> None:
-    def run(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "tierwise", *args], capture_output=True, text=True, timeout=60)
+def test_the_command_line_fits_and_validates(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: str) -> str:
+        app(args, standalone_mode=False)
+        return capsys.readouterr().out
 
     profile = tmp_path / "mine.toml"
-    fitted = run("fit", str(measured), "--model", "wide", "--output", str(profile), "--format", "json")
-    assert fitted.returncode == 0, fitted.stderr
-    done = run("validate", "steps", str(measured), "--profile", str(profile), "--format", "json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    fitted = json.loads(run("fit", str(measured), "--model", "wide", "--output", str(profile), "--format", "json"))
+    words = ("validate", "steps", str(measured), "--profile", str(profile))
+    result = json.loads(run(*words, "--format", "json"))
     assert {"steps", "by_group", "worst", "profile", "mode", "left_out", "noise"} == set(result)
-    assert result["profile"]["rows"] == json.loads(fitted.stdout)["rows"]
+    assert result["profile"]["rows"] == fitted["rows"]
     assert result["steps"] == validate_steps(measured, profile)["steps"]
-    refused = run("fit", str(measured.parent), "--output", str(profile))
-    assert refused.returncode == 2
-    assert "`device` must be given for a folder" in refused.stderr
+    assert f"{result['left_out']} rows it was fitted on left out" in run(*words)
+    with pytest.raises(InputError, match="`device` must be given for a folder"):
+        run("fit", str(measured.parent), "--output", str(profile))
+    with pytest.raises(InputError, match="`device` must be left out for a CSV"):
+        run("fit", str(measured), "--device", "h100", "--output", str(profile))
