@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 OUTLIER = 0.1  # residual of ln(time) from which a row counts as an outlier (soft L1) [-]
 LEAST_SPREAD = 0.02  # of ln(time) of rows about the law [-]; assumed, clocks and heat alone make that much
 TIMES = (1e-9, 1.0)  # how far the search may go [s]
-SHARE = (1e-3, 1.0)  # the same of shares [-]
+SHARE = (0.05, 1.0)  # the same of shares: less is no share but another law [-]
 EAGER_LAYER_S = 0.43e-3  # launches of a layer by transformers without CUDA graphs, before a fit [s]; assumed
 CPU_EFFICIENCY = Efficiency(
     gemm_start=2e-5,  # an operation and what happens about it, before a fit [s]; assumed
@@ -180,11 +180,12 @@ def _search(
     spread = max(LEAST_SPREAD, _spread(residual)) * (len(residual) / max(len(residual) - len(names), 1)) ** 0.5
     covariance = spread**2 * _inverse(jacobian.T @ jacobian)
     errors = {n: float(np.sqrt(v)) for n, v in zip(names, np.diag(covariance), strict=True)}
-    loose = [n for n in names[1:] if not errors[n] <= WORST_ERROR]
+    loose = [n for n in names if not errors[n] <= WORST_ERROR]
+    if loose and len(names) > 1:  # if the first one is loose, another stands in for it
+        idle = loose[-1] if loose[-1] != names[0] else names[-1]
+        kept = tuple(n for n in names if n != idle)
+        return _search(found, points, measured, start, kept, start.efficiency if idle != loose[-1] else best)
     if loose:
-        kept = tuple(n for n in names if n != loose[-1])
-        return _search(found, points, measured, start, kept, best)
-    if not errors[names[0]] <= WORST_ERROR:
         _refuse(best, errors, f"a standard error of ln {names[0]} of {errors[names[0]]:.2g}")
     return best, names, covariance, residual
 
