@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 Placement = Literal["single", "device-map", "tp"]
+Clock = Literal["events", "wall", "cpu"]
 MODES = ("eager", "graphs", "compile")
 GRAPH_WARMUP = 3  # passes before a CUDA graph is captured [-]; as PyTorch's notes on CUDA graphs do
 
@@ -280,17 +281,16 @@ def _fill(model: Any, cache: Any, point: Point) -> None:
 # --- clocks ----------------------------------------------------------------------------------------------------------
 
 
-def time_passes(step: GrowingStep | StaticStep, device: Device, warmup: int, repeats: int, wall: bool) -> list[float]:
-    """Return how long each repeat took [s]: CUDA events on one GPU, the monotonic clock elsewhere.
+def time_passes(step: GrowingStep | StaticStep, clock: Clock, warmup: int, repeats: int) -> list[float]:
+    """Return how long each repeat took [s].
 
-    ``wall`` takes the monotonic clock on GPUs as well, waiting for all of them: a pass over several GPUs ends on
-    another stream than it began on.
+    ``events`` are CUDA events, for one GPU a process; ``wall`` is the monotonic clock, waiting for all GPUs there are,
+    since a pass over several ends on another stream than it began on; ``cpu`` is the CPU time of this process, for a
+    CPU that others use too.
     """
     import torch
 
-    clock: Callable[[Callable[[], object]], float] = _event_clock
-    if device == "cpu" or wall:
-        clock = partial(_wall_clock, wait=_wait_for_all if device == "cuda" else lambda: None)
+    read = {"events": _event_clock, "wall": _wall_clock, "cpu": _cpu_clock}[clock]
     with torch.inference_mode():
         for _ in range(warmup):
             step.reset()
@@ -298,16 +298,22 @@ def time_passes(step: GrowingStep | StaticStep, device: Device, warmup: int, rep
         times = []
         for _ in range(repeats):
             step.reset()
-            times.append(clock(step.run))
+            times.append(read(step.run))
     return times
 
 
-def _wall_clock(run: Callable[[], object], wait: Callable[[], None]) -> float:
-    wait()
+def _wall_clock(run: Callable[[], object]) -> float:
+    _wait_for_gpus()
     start = time.perf_counter()
     run()
-    wait()
+    _wait_for_gpus()
     return time.perf_counter() - start
+
+
+def _cpu_clock(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def _event_clock(run: Callable[[], object]) -> float:
@@ -323,7 +329,7 @@ def _event_clock(run: Callable[[], object]) -> float:
     return float(begin.elapsed_time(end)) * 1e-3
 
 
-def _wait_for_all() -> None:
+def _wait_for_gpus() -> None:
     import torch
 
     for i in range(torch.cuda.device_count()):

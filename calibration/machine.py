@@ -26,7 +26,8 @@ Device = Literal["cpu", "cuda"]
 LAW_NUMBER_BYTES = 2  # the step-time law counts weights, activations and KV cache at bf16 [byte per number]
 PROBE_S = 0.15  # how long each probe repeats; its best time counts [s]
 PROBE_SIZES = (1 << 21, 1 << 26)  # arrays read to find the bandwidth: one that a cache holds, one that none does [byte]
-PROBE_WIDTHS = {"cpu": 768, "cuda": 8192}  # of the square matrices multiplied to find the FLOP rate [-]
+# Of the square matrices multiplied to find the FLOP rate [-]; on a CPU short enough to be done between other programs.
+PROBE_WIDTHS = {"cpu": 384, "cuda": 8192}
 PCIE = 64e9  # link of a GPU that is not in the catalog, PCIe 5 x16, one direction [byte/s]; assumed
 BOARD_W = 1.0  # power of a machine that is not in the catalog [W]; unknown, and no part of step times
 # What a CUDA device calls itself -> catalog; the first that matches.

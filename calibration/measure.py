@@ -25,7 +25,7 @@ from theory.memory import weights_per_gpu
 from theory.specs import Accelerator, Transformer, check_tp
 from theory.work import kv_bytes_per_token, parameters
 
-from .forward import MODES, Loading, Placement, has_weights, load_model, prepare, time_passes
+from .forward import MODES, Clock, Loading, Placement, has_weights, load_model, prepare, time_passes
 from .machine import (
     Device,
     find_machine,
@@ -54,7 +54,7 @@ LOAD_BYTES = 1e9  # of a checkpoint read a second [byte/s]
 POINT_S = {"cuda": 0.3, "cpu": 0.02}  # making inputs, caches and graphs, reading sensors [s]
 COMPILE_S = 40.0  # compiling one shape of a pass [s]; a 2-layer model on one CPU core took 39
 RESERVE = {"cuda": 1.5e9, "cpu": 0.5e9}  # context of the device, libraries, the allocator's rounding [byte]
-OPTIONS = ("tp", "mode", "device", "accelerator", "dtype", "placement", "repeats", "threads", "seed")
+OPTIONS = ("tp", "mode", "device", "accelerator", "dtype", "placement", "repeats", "threads", "clock", "seed")
 PLACEMENTS = ("single", "device-map", "tp")
 
 
@@ -115,6 +115,7 @@ class Request:
     warmup: int = 3
     repeats: int = 10
     threads: int = 1  # of the CPU
+    clock: Literal["wall", "cpu"] = "wall"  # on a CPU: cpu leaves out the time that other programs had it
     seed: int = 0
     recipe: str = ""
     expected_s: float = 0.0  # what a recipe says of itself; for people
@@ -128,6 +129,9 @@ class Request:
         require(len(modes) > 0 and modes <= set(MODES), "mode", f"must be of {', '.join(MODES)}", list(self.mode))
         graphs = "CUDA graphs need --device cuda; take eager or compile."
         require(self.device == "cuda" or "graphs" not in modes, "mode", "must not be graphs on a CPU", "graphs", graphs)
+        require(self.clock in ("wall", "cpu"), "clock", "must be one of wall, cpu", self.clock)
+        timed = self.clock == "wall" or (self.device == "cpu" and self.threads == 1)
+        require(timed, "clock", "must be wall, unless for --device cpu with one thread", self.clock)
         alone = self.placement == "single" or "graphs" not in modes
         require(alone or self.placement == "tp", "mode", "must not be graphs with a device map", "graphs")
         for name, least in (("warmup", 0), ("repeats", 3), ("threads", 1)):
@@ -447,6 +451,13 @@ def _nowhere(*_: object) -> None:
     """Say nothing: the first process speaks for all."""
 
 
+def clock_of(request: Request) -> Clock:
+    """Return what a request is timed with."""
+    if request.device == "cpu":
+        return request.clock
+    return "wall" if request.placement == "device-map" else "events"
+
+
 def conditions(plan: Plan) -> dict[str, str]:
     """Return what must be the same for measured times to be comparable."""
     r = plan.request
@@ -462,7 +473,7 @@ def conditions(plan: Plan) -> dict[str, str]:
         "warmup": str(r.warmup),
         "repeats": str(r.repeats),
         "seed": str(r.seed),
-        "clock": "CUDA events" if r.device == "cuda" and r.placement != "device-map" else "monotonic",
+        "clock": {"events": "CUDA events", "wall": "monotonic", "cpu": "CPU time of the process"}[clock_of(r)],
         **versions(r.device),
     }
 
@@ -520,8 +531,7 @@ def _timed(network: nn.Module | None, point: Point, request: Request, ranks: Ran
     try:
         with torch.inference_mode():
             step = prepare(network, point)
-            wall = request.placement == "device-map"
-            times = time_passes(step, request.device, request.warmup, request.repeats, wall)
+            times = time_passes(step, clock_of(request), request.warmup, request.repeats)
         times = ranks.slowest(times, request.device)
         return Row(point, "ok", tuple(times), _most_memory(request.device), seen)
     except (RuntimeError, MemoryError) as error:  # a note, not the error: its frames would keep the tensors

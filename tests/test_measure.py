@@ -295,6 +295,7 @@ def test_what_never_fits_is_infeasible() -> None:
         ({"mode": ("fast",)}, "`mode` must be of eager, graphs, compile"),
         ({"dtype": "int4"}, "`dtype` must be one of bf16, fp16, fp32; got 'int4'"),
         ({"device": "tpu"}, "`device` must be one of cpu, cuda"),
+        ({"clock": "cpu", "threads": 2}, "`clock` must be wall, unless for --device cpu with one thread; got 'cpu'"),
         ({"repeats": 2}, "`repeats` must be at least 3; got 2"),
         ({"models": ()}, "`model` must be given at least once"),
         ({"models": ("llama-2-14b",)}, "`model` must be a name of the catalog"),

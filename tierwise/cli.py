@@ -297,6 +297,9 @@ def measure(
     prefill: Annotated[str | None, typer.Option(help="tokens of a prompt, as 128,512")] = None,
     repeats: Annotated[int | None, typer.Option(help="times each point is timed")] = None,
     threads: Annotated[int | None, typer.Option(help="of the CPU; 1 by default")] = None,
+    clock: Annotated[
+        str | None, typer.Option(help="on a CPU: wall (default), or cpu where other programs run too")
+    ] = None,
     acceptance: Annotated[bool, typer.Option("--acceptance", help="acceptance and real speculation of a pair")] = False,
     target: Annotated[Path | None, typer.Option(help="with --acceptance: checkpoint folder of the target")] = None,
     draft: Annotated[Path | None, typer.Option(help="with --acceptance: checkpoint folder of the draft")] = None,
@@ -325,7 +328,13 @@ def measure(
     grid = {"batch": batch, "context": context, "new": new, "prefill": prefill}
     lists = {k: _whole_numbers(k, v) for k, v in (grid | {"tp": tp}).items() if v is not None}
     given: dict[str, Any] = {"device": device, "accelerator": accelerator, "dtype": dtype, "placement": placement}
-    given |= {"repeats": repeats, "threads": threads, "seed": seed, "mode": mode.split(",") if mode else None}
+    given |= {
+        "repeats": repeats,
+        "threads": threads,
+        "clock": clock,
+        "seed": seed,
+        "mode": mode.split(",") if mode else None,
+    }
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
     if acceptance:
         timing = [*lists, *(k for k in given if k not in ("device", "dtype", "threads", "seed"))] + (models or [])
