@@ -144,6 +144,7 @@ CASES: list[tuple[list[str], int, str]] = [
     (["validate", "kernels", "{dir}", "--device", "mi300", "--profile", "h100-sxm"], 2, "`device` must be one of"),
     (["validate", "cascade", "{dir}/absent.csv"], 2, "must be a readable CSV file"),
     (["validate", "cascade", "{dir}/nan.csv"], 2, "`"),
+    (["validate", "quality", "{dir}/nan.csv"], 2, "`"),
     (["validate", "speculation", "{dir}/absent.csv"], 2, "must be a readable CSV file"),
     ([*PREDICT, "--batch", "0"], 2, "`batch` must be at least 1"),
     ([*PREDICT, "--context", "99999"], 2, "`context` must lie in [0, 4096]"),
