@@ -166,7 +166,7 @@ def test_what_is_not_a_file_of_measurements_is_refused(tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.csv"
     args = ("measure", str(tiny), "--output", str(out), "--batch", "1,2,3,4,5,6,7", "--context", "16", "--new", "1")
-    command = [sys.executable, "-m", "tierwise", *args, "--prefill", "16", "--repeats", "120"]
+    command = [sys.executable, "-m", "tierwise", *args, "--prefill", "16", "--repeats", "60"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while time.monotonic() < until and (not out.exists() or out.read_text().count(",ok,") < 2):
@@ -179,7 +179,7 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(tiny: Path, tmp_path: Pat
     kept = read_measurements(out).done()
     assert 2 <= len(kept) < 8
     grid = Grid(batch=tuple(range(1, 8)), context=(16,), new=(1,), prefill=(16,))
-    plan = plan_run(Request(models=(str(tiny),), grid=grid, repeats=120))
+    plan = plan_run(Request(models=(str(tiny),), grid=grid, repeats=60))
     result = measure(plan, out, silent)
     assert (result["measured_before"], result["measured"]) == (len(kept), 8 - len(kept))
 

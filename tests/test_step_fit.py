@@ -16,12 +16,25 @@ from calibration.profiles import load_profile, save_profile
 from calibration.step_fit import fit_steps, fitted_models, start_profile, validate_steps
 from theory.catalog import accelerator, model
 from theory.errors import InputError
-from theory.latency import Efficiency, step_time
+from theory.latency import Efficiency, decode_attention_time, gemm_time, step_time
 from tierwise.cli import app
 
 GPU = accelerator("h100-sxm")
 GRID = Grid(batch=(1, 8, 64), context=(128, 512, 2048), new=(1, 5), prefill=(128, 512, 1024, 4000))
 MODELS = ("llama-2-7b", "llama-2-13b")
+
+
+def test_vector_units_pad_no_rows() -> None:
+    """Where compute decides, one row costs a sixteenth of sixteen on vector units, and as much on matrix units."""
+    slow = replace(GPU, flops_bf16=1e9, flops_fp8=1e9, sms=1)
+    one, sixteen = (float(gemm_time(m, 4096, 4096, slow, Efficiency())) for m in (1, 16))
+    assert one == pytest.approx(sixteen, rel=0.02)
+    vector = replace(slow, matrix_units=False)
+    one, all16 = (float(gemm_time(m, 4096, 4096, vector, Efficiency())) for m in (1, 16))
+    assert (one, all16) == (pytest.approx(sixteen / 16, rel=0.02), pytest.approx(sixteen, rel=0.02))
+    heads = (1, 1, 4096, 32, 32, 128)
+    padded, bare = (float(decode_attention_time(*heads, a, Efficiency(attention_start=0))) for a in (slow, vector))
+    assert padded == pytest.approx(64 * bare, rel=0.02)
 
 
 def planted(path: Path, mode: str, truth: Efficiency, noise: float, grid: Grid = GRID, seed: int = 0) -> Path:
@@ -135,7 +148,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
             max_position_embeddings=1024,
         ).save_pretrained(folder / name)
     grid = Grid(batch=(1, 8), context=(64, 256), new=(1, 5), prefill=(64, 256), prefill_batch=(1, 2))
-    request = Request(models=(str(folder / "narrow"), str(folder / "wide")), grid=grid, repeats=7, clock="cpu")
+    request = Request(
+        models=(str(folder / "narrow"), str(folder / "wide")), grid=grid, warmup=2, repeats=5, clock="cpu"
+    )
     plan = plan_run(request)
     pairs = {replace(p, model=""): [q for q in plan.points if replace(q, model=p.model) == p] for p in plan.points}
     for points in pairs.values():  # both models in turns: what slows the machine down slows both

@@ -467,7 +467,8 @@ def gemm_time(
 
     with N thread blocks on S SMs, W the waves they take, phi the operand rate an SM is fed from the last-level cache,
     and w_eff / w above 1 when too few thread blocks read weights to saturate memory. In fp8 the activations are scaled
-    and rounded before, 5 m k bytes. A product without rows takes no time.
+    and rounded before, 5 m k bytes. A product without rows takes no time. An accelerator without matrix units also has
+    tiles of 1 and 4 rows.
 
     Parameters
     ----------
@@ -648,7 +649,8 @@ def decode_attention_time(
 
     with R the KV bytes read, N = H_kv max(B, splits) thread blocks, G query heads per KV head, mu the share of R
     that misses the last-level cache (1 unless the profile was timed on kernels alone), and W the excess of a last wave
-    that is not full: 1 + kv_wave (ceil(w) / w - 1) for w = H_kv B / 2 S > 1 waves of two blocks an SM.
+    that is not full: 1 + kv_wave (ceil(w) / w - 1) for w = H_kv B / 2 S > 1 waves of two blocks an SM. Rows are padded
+    to 64 on matrix units only.
 
     Source
     ------
