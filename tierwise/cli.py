@@ -403,7 +403,8 @@ def measure(
     require((recipe is None) != (not models), "model", "must be given, or a recipe, not both", models or recipe)
     if "tp" in lists:
         given["tp"] = lists.pop("tp")
-    given.setdefault("dtype", "bf16" if device == "cuda" else "fp32") if recipe is None else None
+    if recipe is None:
+        given.setdefault("dtype", "bf16" if device == "cuda" else "fp32")
     base = load_recipe(recipe) if recipe else Request(models=tuple(models or ()))
     request = dataclasses.replace(base, **given, grid=dataclasses.replace(base.grid, **lists))
     planned = plan_run(request, dry_run)
