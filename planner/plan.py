@@ -13,10 +13,10 @@ from simulator.workload import Workload, at_rate
 from theory.errors import InfeasibleError, require
 
 from . import explain
-from .build import Problem, resolve
+from .build import Problem, joined_names, resolve
 from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario
-from .search import Candidate, Search, best_of, quality_floor, refine, single
+from .search import Candidate, Group, Search, best_of, quality_floor, refine, single
 from .simulate import measured_capacity, missed, simulate_candidate
 from .space import Space, enumerate_space, with_slo
 
@@ -81,7 +81,7 @@ def plan_scenario(
         "feasible": True,
         "plan": {
             "gpus": chosen.gpus,
-            "accelerator": problem.accelerator.name,
+            "accelerator": joined_names(_accelerator(g) for g in chosen.groups),
             "tiers": explain.tiers(problem, chosen),
             "first_stops": explain.first_stops(chosen.rule),
             "stop_rule": explain.stop_rule(chosen.rule),
@@ -101,9 +101,9 @@ def plan_scenario(
             "excluded": list(space.excluded),
         },
         "provenance": {
-            "step_time": problem.profile.provenance,
-            "profile": problem.profile.name,
-            "profile_source": problem.profile.source,
+            "step_time": joined_names(p.profile.provenance for p in problem.pools),
+            "profile": joined_names(p.profile.name for p in problem.pools),
+            "profile_source": joined_names(p.profile.source for p in problem.pools),
             "quality": scenario.quality.source if scenario.quality else None,
             "signal": scenario.quality.signal.source if scenario.quality else None,
             "traffic": problem.workload.source,
@@ -113,6 +113,10 @@ def plan_scenario(
     result["explanation"] = explain.sentences(problem, result)
     result["wall_s"] = time.perf_counter() - start
     return result
+
+
+def _accelerator(group: Group) -> str:
+    return group.service.deployment.accelerator.name
 
 
 def _verified(

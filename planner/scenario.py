@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from theory.errors import InputError, refuse, require
 from theory.specs import Precision
@@ -26,7 +26,7 @@ class _Strict(BaseModel):
 
 
 class Fleet(_Strict):
-    """The GPUs that may be used and what they cost."""
+    """A pool of GPUs of one kind that may be used and what they cost."""
 
     accelerator: str = Field(description="accelerator of the catalog")
     gpus: Count = Field(description="GPUs that may be used, one node [-]")
@@ -239,6 +239,7 @@ class TierDeployment(_Strict):
     """One tier as deployed, for `simulate`."""
 
     tier: str
+    accelerator: str | None = Field(None, description="pool of the fleet it runs on; the first by default")
     tp: Count
     replicas: Count = 1
     draft: str | None = Field(None, description="model of one of the tier's drafts; none: plain decoding")
@@ -273,7 +274,11 @@ class Scenario(_Strict):
 
     name: str = Field(min_length=1)
     description: str = ""
-    fleet: Fleet
+    fleet: Annotated[
+        Annotated[Fleet, Tag("one-pool")]
+        | Annotated[list[Fleet], Field(min_length=1, max_length=4), Tag("list[pool]")],
+        Discriminator(lambda given: "list[pool]" if isinstance(given, list) else "one-pool"),
+    ] = Field(description="GPUs of one kind, or a list of pools of different kinds")
     engine: Engine = Engine()
     traffic: Traffic
     tiers: list[TierChoice] = Field(min_length=1, max_length=4)
@@ -283,8 +288,16 @@ class Scenario(_Strict):
     deployment: DeploymentChoice | None = None
     search: Search = Search()
 
+    @property
+    def pools(self) -> tuple[Fleet, ...]:
+        """The kinds of GPU that may be used."""
+        return tuple(self.fleet) if isinstance(self.fleet, list) else (self.fleet,)
+
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
+        kinds = [pool.accelerator for pool in self.pools]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"`fleet` must have pools of different accelerators; got {', '.join(kinds)}")
         names = [tier.name for tier in self.tiers]
         if len(set(names)) != len(names):
             raise ValueError(f"`tiers` must have distinct names; got {', '.join(names)}")
@@ -446,7 +459,7 @@ def _short(value: object) -> str:
 
 def _is_branch(part: str) -> bool:
     """Whether a location part names a branch of a union (pydantic adds them), not a key of the document."""
-    return part.startswith(("constrained-", "literal[", "function-", "float", "list[", "tuple[", "int"))
+    return part.startswith(("constrained-", "literal[", "function-", "float", "list[", "tuple[", "int", "one-pool"))
 
 
 def _keys_at(loc: tuple[int | str, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from theory import queueing
 from theory.errors import InfeasibleError
 from theory.queueing import Occupancy
 
-from .build import Problem
+from .build import Pool, Problem
 from .predict import draft_degrees
 from .scenario import Slo
 from .service import Load, Service, build_service
@@ -30,11 +31,11 @@ class Space:
     capacity: tuple[Array, ...]  # by tier, greatest arrival rate of a replica that keeps the SLOs; 0: none [requests/s]
     excluded: tuple[str, ...]  # why other combinations cannot serve
 
-    def unit_gpu_seconds(self, tier: int) -> float:
-        """GPU seconds of a visit to ``tier`` at the capacity of its best service; inf if it has none [GPU s]."""
-        gpus = np.array([s.gpus for s in self.services[tier]], dtype=float)
+    def unit_cost(self, problem: Problem, tier: int) -> float:
+        """Price of the GPU time of a visit to ``tier`` at the capacity of its best service; inf if none [USD]."""
+        prices = np.array([s.gpus * problem.pool(s.deployment).price for s in self.services[tier]])
         with np.errstate(divide="ignore"):
-            return float(np.min(gpus / self.capacity[tier], initial=np.inf))
+            return float(np.min(prices / self.capacity[tier], initial=np.inf))
 
 
 def enumerate_space(problem: Problem) -> Space:
@@ -50,11 +51,12 @@ def enumerate_space(problem: Problem) -> Space:
     excluded: list[str] = []
     for tier, choice in enumerate(problem.scenario.tiers):
         found: list[Service] = []
-        for tp in choice.tp:
-            if tp > problem.scenario.fleet.gpus:
-                excluded.append(f"{choice.name} tp{tp}: exceeds fleet.gpus = {problem.scenario.fleet.gpus}")
+        for pool, tp in itertools.product(problem.pools, choice.tp):
+            if tp > pool.gpus:
+                where = f" of {pool.accelerator.name}" if len(problem.pools) > 1 else ""
+                excluded.append(f"{choice.name} tp{tp}: exceeds fleet.gpus = {pool.gpus}{where}")
                 continue
-            for built in _of_degree(problem, tier, tp, load):
+            for built in _of_degree(problem, pool, tier, tp, load):
                 if isinstance(built, str):
                     excluded.append(built)
                 else:
@@ -71,15 +73,15 @@ def with_slo(space: Space, slo: Slo) -> Space:
     return replace(space, capacity=tuple(capacities(list(s), space.load, slo) for s in space.services))
 
 
-def _of_degree(problem: Problem, tier: int, tp: int, load: Load) -> list[Service | str]:
-    deployment = problem.deployment(tier, tp)
-    built = [build_service(tier, deployment, problem.profile, None, load)]
+def _of_degree(problem: Problem, pool: Pool, tier: int, tp: int, load: Load) -> list[Service | str]:
+    deployment = problem.deployment(tier, tp, pool)
+    built = [build_service(tier, deployment, pool.profile, None, load)]
     if isinstance(built[0], str):  # what does not fit alone does not fit beside a draft
         return built
     for draft in problem.drafts[tier]:
         for degree in draft_degrees(draft.model, tp):
             placed = type(draft)(draft.model, draft.acceptance, degree, draft.max_length)
-            built.append(build_service(tier, deployment, problem.profile, placed, load))
+            built.append(build_service(tier, deployment, pool.profile, placed, load))
     return built
 
 
