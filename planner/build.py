@@ -69,6 +69,10 @@ class Problem:
         """Return the pool whose GPUs a replica runs on."""
         return next(p for p in self.pools if p.accelerator == deployment.accelerator)
 
+    def where(self, deployment: Deployment) -> str:
+        """Return on which GPUs a replica runs, in words; nothing to say with one pool."""
+        return f" on {deployment.accelerator.name}" if len(self.pools) > 1 else ""
+
     def deployment(self, tier: int, tp: int, pool: Pool | None = None) -> Deployment:
         """Return a replica of ``tier`` on ``tp`` GPUs of a pool, the first one if not given."""
         choice, gpu = self.scenario.tiers[tier], (pool or self.pools[0]).accelerator

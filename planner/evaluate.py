@@ -2,7 +2,8 @@ r"""Analytic figures of many configurations at once: cost, quality, latency, ene
 
 A configuration is a service and a number of replicas for each tier, and a policy. Its figures need, of each service,
 only its steady state against the load :math:`u = r / r_{max}`: tabulated once (:func:`tables`) on a grid even in
-:math:`t = -\ln(1 - u)`, in which waits grow like :math:`e^t`, and interpolated linearly. With r requests a second,
+:math:`t = \ln((1 + u / u_0) / (1 - u))`, fine where waits diverge and where a replica is first busy, and interpolated
+linearly. With r requests a second,
 policy visits v and m replicas of g GPUs at p USD a second,
 
 .. math:: u_k = \frac{r\, v_k}{m_k\, r_{max,k}}, \qquad c = \frac{1}{r} \sum_k m_k g_k p_k, \qquad
@@ -33,7 +34,8 @@ from .space import P99, occupancy
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 FULL = 0.995  # load beyond which a replica counts as unstable, that of space.RATE_GRID [-]
-POINTS = 160  # loads of each service tabulated: interpolated figures are within 1 % (tests/test_evaluate.py)
+FAINT = 0.05  # u0, load below which the grid is evenly fine [-]
+POINTS = 400  # loads of each service tabulated: interpolated figures are within 1 % (tests/test_evaluate.py)
 CHUNK = 2**16  # configurations worked on at once: the temporaries stay in the cache
 ROUNDING = 1e-9  # share of a limit that rounding may exceed [-]
 BINDING = ("p99 TTFT", "mean TPOT", "stability", "fleet.gpus", "quality floor", "budget", "unserved tier")
@@ -100,11 +102,12 @@ class Figures:
 
 def load_grid() -> Array:
     """Return the loads at which services are tabulated, (POINTS,) [-]."""
-    return np.maximum(-np.expm1(-_step() * np.arange(POINTS)), 1e-9)
+    grown = np.exp(_stretched(np.array(FULL)) * np.linspace(0.0, 1.0, POINTS))
+    return np.maximum((grown - 1) / (1 / FAINT + grown), 1e-9)
 
 
-def _step() -> float:
-    return float(-np.log1p(-FULL) / (POINTS - 1))
+def _stretched(load: Array) -> Array:
+    return np.asarray(np.log((1 + load / FAINT) / (1 - load)))
 
 
 def tables(search: Search, rules: Sequence[Rule]) -> Tables:
@@ -149,7 +152,7 @@ def tables(search: Search, rules: Sequence[Rule]) -> Tables:
 
 def _look_up(state: Array, service: IntArray, load: Array) -> Array:
     """Return the figures of services at loads below ``FULL``, linear in t between the points, (..., 4)."""
-    t = np.log1p(-np.minimum(load, FULL)) * (-1.0 / _step())
+    t = _stretched(np.minimum(load, FULL)) * ((POINTS - 1) / float(_stretched(np.array(FULL))))
     left = np.minimum(t.astype(np.int64), POINTS - 2)
     share = (t - left)[..., None]
     at = service * POINTS + left

@@ -115,6 +115,10 @@ def plan_scenario(
     return result
 
 
+def _where(problem: Problem, group: Group) -> str:
+    return problem.where(group.service.deployment)
+
+
 def _accelerator(group: Group) -> str:
     return group.service.deployment.accelerator.name
 
@@ -208,7 +212,7 @@ def _frontier(problem: Problem, candidates: list[Candidate], vertices: list[Plan
                 "quality": c.rule.quality if problem.outcomes is not None else None,
                 "gpus": c.gpus,
                 "tiers": [
-                    f"{g.replicas} x {problem.scenario.tiers[g.tier].name} tp{g.service.gpus}"
+                    f"{g.replicas} x {problem.scenario.tiers[g.tier].name} tp{g.service.gpus}{_where(problem, g)}"
                     + (f" + {g.service.draft.model.name}" if g.service.draft else "")
                     for g in c.groups
                 ],
@@ -275,7 +279,7 @@ def _sensitivity(problem: Problem, space: Space, progress: Progress) -> list[dic
                 "usd_per_1000_requests": 1000 * best.cost,
                 "quality": best.rule.quality if problem.outcomes is not None else None,
                 "gpus": best.gpus,
-                "tiers": [f"{g.replicas} x {g.service.name}" for g in best.groups],
+                "tiers": [f"{g.replicas} x {g.service.name}{_where(problem, g)}" for g in best.groups],
             }
         except InfeasibleError as error:
             row |= {"infeasible": str(error)}

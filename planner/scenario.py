@@ -159,11 +159,17 @@ class DraftChoice(_Strict):
     draft_tokens: Positive | None = Field(None, description="tokens the draft was trained on, for the law [tokens]")
     target_tokens: Positive | None = Field(None, description="tokens the target was trained on, for the law [tokens]")
     max_length: Annotated[int, Field(ge=1, le=16)] = Field(8, description="longest draft considered [tokens]")
+    draft_lengths: list[Annotated[int, Field(ge=1, le=16)] | Literal["auto"]] = Field(
+        ["auto"], min_length=1, description="draft lengths tried; auto: the best one for each batch size [tokens]"
+    )
 
     @model_validator(mode="after")
     def _sourced(self) -> DraftChoice:
         if (self.acceptance is None) == (self.draft_tokens is None or self.target_tokens is None):
             raise ValueError("needs either `acceptance` with its `source`, or `draft_tokens` and `target_tokens`")
+        longest = max((n for n in self.draft_lengths if n != "auto"), default=1)
+        if longest > self.max_length:
+            raise ValueError(f"`draft_lengths` must be at most `max_length` {self.max_length} [tokens]; got {longest}")
         if self.acceptance is not None and not self.source:
             raise ValueError("`acceptance` needs a `source`: a number without one is refused")
         return self
@@ -175,6 +181,7 @@ class TierChoice(_Strict):
     name: str = Field(min_length=1)
     model: str = Field(description="model of the catalog, or a path to a config.json or its folder")
     tp: list[Count] = Field(default=[1, 2, 4, 8], min_length=1, description="tensor-parallel degrees allowed [GPUs]")
+    max_num_seqs: list[Count] = Field([], description="batch limits tried; the engine's by default [sequences]")
     precision: Precision = "bf16"
     kv_precision: Precision = "bf16"
     drafts: list[DraftChoice] = Field(default=[], description="drafts allowed besides none")
@@ -437,7 +444,8 @@ def _explain(error: ValidationError) -> str:
         stop = "" if message.endswith(".") else "."
         return f"`{path}` {message}{stop}{tail}" if path != "scenario" else f"{message}{stop}{tail}"
     rule = message.split(" should be ")[-1].split(" should ")[-1]
-    return f"`{path}` must be {rule}; got {_short(first['input'])}.{_way_out(first['loc'])}{tail}"
+    verb = "" if rule.startswith("have ") else "be "
+    return f"`{path}` must {verb}{rule}; got {_short(first['input'])}.{_way_out(first['loc'])}{tail}"
 
 
 def _way_out(loc: tuple[int | str, ...]) -> str:
@@ -478,6 +486,8 @@ def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
+    if typing.get_origin(annotation) is Annotated:
+        return _model_of(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
         found = (_model_of(a) for a in typing.get_args(annotation))
         return next((m for m in found if m is not None), None)

@@ -72,7 +72,7 @@ class Candidate:
     def key(self) -> tuple[object, ...]:
         """What tells two plans apart: tiers, services, replicas, and the rule to four digits."""
         return (
-            tuple((g.tier, g.service.name, g.replicas) for g in self.groups),
+            tuple((g.tier, id(g.service), g.replicas) for g in self.groups),
             round(self.rule.quality, 4) if not math.isnan(self.rule.quality) else None,
         )
 
@@ -187,6 +187,10 @@ class Search:
     def bears(self, candidate: Candidate) -> bool:
         """Return whether every replica of a plan bears its load, as far as is known."""
         return bool(np.all(self.used(candidate) <= 1 + 1e-9))
+
+    def within_fleet(self, candidate: Candidate) -> bool:
+        """Return whether every pool has the GPUs that a plan runs on it."""
+        return fits(self.problem, candidate.groups)
 
     def used(self, candidate: Candidate) -> Array:
         """Return the load of each group over the greatest its replicas bear within the SLOs [-]."""

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from theory import queueing
 from theory.errors import InfeasibleError
 from theory.queueing import Occupancy
+from theory.specs import Deployment
 
-from .build import Pool, Problem
+from .build import Problem
 from .predict import draft_degrees
 from .scenario import Slo
 from .service import Load, Service, build_service
@@ -52,11 +53,12 @@ def enumerate_space(problem: Problem) -> Space:
     for tier, choice in enumerate(problem.scenario.tiers):
         found: list[Service] = []
         for pool, tp in itertools.product(problem.pools, choice.tp):
+            deployment = problem.deployment(tier, tp, pool)
             if tp > pool.gpus:
-                where = f" of {pool.accelerator.name}" if len(problem.pools) > 1 else ""
-                excluded.append(f"{choice.name} tp{tp}: exceeds fleet.gpus = {pool.gpus}{where}")
+                where = problem.where(deployment)
+                excluded.append(f"{choice.name} tp{tp}{where}: exceeds fleet.gpus = {pool.gpus}")
                 continue
-            for built in _of_degree(problem, pool, tier, tp, load):
+            for built in _of_degree(problem, deployment, tier, load):
                 if isinstance(built, str):
                     excluded.append(built)
                 else:
@@ -73,26 +75,33 @@ def with_slo(space: Space, slo: Slo) -> Space:
     return replace(space, capacity=tuple(capacities(list(s), space.load, slo) for s in space.services))
 
 
-def _of_degree(problem: Problem, pool: Pool, tier: int, tp: int, load: Load) -> list[Service | str]:
-    deployment = problem.deployment(tier, tp, pool)
-    built = [build_service(tier, deployment, pool.profile, None, load)]
-    if isinstance(built[0], str):  # what does not fit alone does not fit beside a draft
-        return built
-    for draft in problem.drafts[tier]:
-        for degree in draft_degrees(draft.model, tp):
-            placed = type(draft)(draft.model, draft.acceptance, degree, draft.max_length)
-            built.append(build_service(tier, deployment, pool.profile, placed, load))
+def _of_degree(problem: Problem, deployment: Deployment, tier: int, load: Load) -> list[Service | str]:
+    profile, choice = problem.pool(deployment).profile, problem.scenario.tiers[tier]
+    built: list[Service | str] = []
+    for seqs in choice.max_num_seqs or [deployment.limits.max_num_seqs]:
+        limited = replace(deployment, limits=replace(deployment.limits, max_num_seqs=seqs))
+        plain = build_service(tier, limited, profile, None, load)
+        built.append(plain)
+        if isinstance(plain, str):  # what does not fit alone does not fit beside a draft
+            break
+        for draft, asked in zip(problem.drafts[tier], choice.drafts, strict=True):
+            for degree, length in itertools.product(draft_degrees(draft.model, deployment.tp), asked.draft_lengths):
+                placed = type(draft)(draft.model, draft.acceptance, degree, draft.max_length)
+                fixed = None if length == "auto" else length
+                built.append(build_service(tier, limited, profile, placed, load, fixed))
     return built
 
 
 def occupancy(services: list[Service], rates: Array, load: Load) -> Occupancy:
     """Return the steady state of each service at the rate beside it; arrays of one entry per service."""
-    first, further, alone = (np.array([getattr(s, f) for s in services]) for f in ("first_s", "further_s", "alone_s"))
+    states = max((len(s.rounds.time) for s in services), default=0)
+    first, further = (_padded([getattr(s, f) for s in services], states) for f in ("first_s", "further_s"))
+    alone = np.array([s.alone_s for s in services])
     return queueing.occupancy(
         rates,
         np.full(len(services), max(load.output - 1, 1e-9)),
-        np.array([s.rounds.time for s in services]),
-        np.array([s.rounds.tokens for s in services]),
+        _padded([s.rounds.time for s in services], states),
+        _padded([s.rounds.tokens for s in services], states),
         overshoot=np.array([s.overshoot for s in services]),
         slots=np.array([s.batch_cap for s in services]),
         prefill_time=first,
@@ -102,6 +111,11 @@ def occupancy(services: list[Service], rates: Array, load: Load) -> Occupancy:
         prefill_steps=np.ones(len(services)),
         length_cv2=load.output_cv2,
     )
+
+
+def _padded(rows: list[Array], states: int) -> Array:
+    """Return rows of one length: those of smaller batch limits go on at their last value, beyond their slots."""
+    return np.array([row if len(row) == states else np.pad(row, (0, states - len(row)), mode="edge") for row in rows])
 
 
 def capacities(services: list[Service], load: Load, slo: Slo) -> Array:
