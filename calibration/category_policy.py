@@ -18,7 +18,7 @@ from theory.cascade import Frontier, Policy, execute, frontier
 from theory.errors import require
 from theory.request_classes import RequestClass, at_price, given
 
-from .cascade_validation import LAMBDAS, Candidates, normalised_area, singles
+from .cascade_validation import LAMBDAS, Candidates, areas, singles
 from .outcome_models import fold_of, level_cuts, smoothed_outcomes, to_levels
 from .predictor import Shape, train
 from .quality_features import Known, state_features
@@ -190,16 +190,16 @@ def compare(samples: Samples, known: Known, seed: int = 0) -> dict[str, Any]:
     alone = singles(samples)
     alone = Candidates(samples.cost.T, alone.quality)
     curves = {name: d.candidates.join(alone) for name, d in found.items()} | {"singles": alone}
-    areas = {name: np.array([normalised_area(c, samples, w) for w in weights]) for name, c in curves.items()}
+    under = {name: areas(c, samples, weights) for name, c in curves.items()}
     steps = {"posterior": "own_signal", "category": "posterior"}
-    gains = {name: areas[name] - areas[before] for name, before in steps.items()}
+    gains = {name: under[name] - under[before] for name, before in steps.items()}
     return {
         "name": samples.name,
         "n": n,
         "tiers": list(samples.tiers),
         "covariates": list(known.names),
-        "area": {name: float(a[0]) for name, a in areas.items()},
-        "area_interval": {name: _ends(a[1:]) for name, a in areas.items()},
+        "area": {name: float(a[0]) for name, a in under.items()},
+        "area_interval": {name: _ends(a[1:]) for name, a in under.items()},
         "gain": {name: {"value": float(g[0]), "interval": _ends(g[1:])} for name, g in gains.items()},
         "split": equal_budgets(found["category"]),
         "categories": by_category(samples, found["category"]),

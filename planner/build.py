@@ -14,16 +14,18 @@ from simulator import workload as wl
 from simulator.traces import CHARACTERS_PER_TOKEN, read_trace
 from simulator.workload import Workload
 from theory import outcomes as oc
-from theory.acceptance import SDSL, Acceptance, predicted_acceptance
+from theory.acceptance import SDSL, Acceptance, Positional, from_tokens_per_round, predicted_acceptance
 from theory.catalog import accelerator, model
 from theory.errors import refuse, require
 from theory.latency import Profile
 from theory.outcomes import Outcomes
 from theory.scaling import HOFFMANN, perplexity
-from theory.specs import Accelerator, Deployment, Limits, Transformer, check_tp
+from theory.specs import Accelerator, Deployment, Limits, Rules, Transformer, check_tp
+from theory.speculation import mean_tokens
 from theory.work import parameters
 
 from .predict import DraftModel
+from .presets import HOST_TIMES
 from .scenario import Arrivals, DraftChoice, Engine, Fleet, Lengths, Quality, Scenario, TierChoice, Traffic
 
 
@@ -83,7 +85,17 @@ class Problem:
         """Engine limits of every replica."""
         engine = self.scenario.engine
         return Limits(
-            engine.max_num_seqs, engine.max_num_batched_tokens, engine.gpu_memory_utilization, engine.block_size
+            engine.max_num_seqs,
+            engine.max_num_batched_tokens,
+            engine.gpu_memory_utilization,
+            engine.block_size,
+            rules=Rules(
+                engine.schedule_ahead,
+                engine.mixed_prefill,
+                engine.reserve_output,
+                engine.stream_interval,
+                engine.eager_layer_s,
+            ),
         )
 
 
@@ -113,6 +125,8 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
     asked = _workload(scenario, folder, rng)
     max_tokens = scenario.traffic.max_tokens or min(m.max_context for m in models)
     served = _at_most(asked, max_tokens)
+    if scenario.traffic.cached_prompt_share > 0:
+        served = wl.with_cached(served, scenario.traffic.cached_prompt_share)
     return Problem(
         scenario=scenario,
         pools=pools,
@@ -140,12 +154,13 @@ def _pool(fleet: Fleet, engine: Engine, profile: str | None) -> Pool:
 
 
 def _with_host(profile: Profile, engine: Engine) -> Profile:
-    """Return the profile with the host time of the scenario's engine added to its own."""
+    """Return the profile with the host times of the scenario's engine added to its own; those of the preset if none."""
     own = profile.efficiency
-    added = replace(
-        own, host_step=own.host_step + engine.host_step_s, host_sequence=own.host_sequence + engine.host_sequence_s
-    )
-    return replace(profile, efficiency=added)
+    step, sequence = own.host_step + engine.host_step_s, own.host_sequence + engine.host_sequence_s
+    given = engine.model_fields_set & {"host_step_s", "host_sequence_s"}
+    if engine.preset is not None and not given and step == sequence == 0:
+        step, sequence = HOST_TIMES[engine.preset]
+    return replace(profile, efficiency=replace(own, host_step=step, host_sequence=sequence))
 
 
 def _model(name: str, folder: Path) -> Transformer:
@@ -161,7 +176,13 @@ def _draft(choice: DraftChoice, target: Transformer, folder: Path) -> DraftModel
         f"must be smaller than the target {target.name}",
         choice.model,
     )
-    if choice.acceptance is not None:
+    by_position, longest = None, choice.max_length
+    if choice.acceptance_by_position is not None:
+        by_position = Positional(tuple(choice.acceptance_by_position))
+        longest = min(longest, len(choice.acceptance_by_position))
+        alike = from_tokens_per_round(mean_tokens(by_position, longest), longest)
+        acceptance = Acceptance(alike, alike, alike, "published", choice.source or "")
+    elif choice.acceptance is not None:
         low, high = choice.acceptance_interval or (choice.acceptance, choice.acceptance)
         acceptance = Acceptance(choice.acceptance, low, high, "published", choice.source or "")
     else:
@@ -170,7 +191,7 @@ def _draft(choice: DraftChoice, target: Transformer, folder: Path) -> DraftModel
         own = perplexity(HOFFMANN, parameters(draft), choice.draft_tokens)
         aim = perplexity(HOFFMANN, parameters(target), choice.target_tokens)
         acceptance = replace(predicted_acceptance(SDSL, float(own), float(aim)), provenance="published law")
-    return DraftModel(draft, acceptance, max_length=choice.max_length)
+    return DraftModel(draft, acceptance, max_length=longest, by_position=by_position)
 
 
 def _outcomes(quality: Quality, tiers: list[TierChoice]) -> Outcomes:
@@ -261,6 +282,7 @@ def _at_most(workload: Workload, tokens: int) -> Workload:
         f"{workload.source}; requests of more than {tokens} tokens left out",
         workload.clients,
         _kept_pauses(workload, keep),
+        None if workload.cached is None else workload.cached[keep],
     )
 
 

@@ -195,6 +195,8 @@ def _tier(problem: Problem, group: Group, m: Metrics) -> Tree:
         "name": problem.scenario.tiers[group.tier].name,
         "replicas": group.replicas,
         "gpus": group.gpus,
+        "routing": group.routing,
+        "ready_s": group.ready_s,
         "status": m.status,
         "requests_per_s": m.requests_per_s,
         "output_tokens_per_s": m.tokens_per_s,

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from theory.errors import InputError, refuse, require
 from theory.specs import Precision
 
+from .presets import ENGINES
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -35,8 +37,11 @@ class Fleet(_Strict):
 
 
 class Engine(_Strict):
-    """Limits of each replica's engine, vLLM's names."""
+    """Limits and rules of each replica's engine, vLLM's names; a preset fills the fields that are not given."""
 
+    preset: Literal["vllm", "trtllm", "sglang"] | None = Field(
+        None, description="engine whose rules, budget and host times are taken where no field says otherwise"
+    )
     max_num_seqs: Count = Field(256, description="sequences in one step")
     max_num_batched_tokens: Count = Field(8192, description="tokens in one step")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="share of device memory [-]")
@@ -45,6 +50,24 @@ class Engine(_Strict):
         0.0, description="host time of a step that kernels do not hide [s]"
     )
     host_sequence_s: Annotated[float, Field(ge=0)] = Field(0.0, description="host time per sequence of a step [s]")
+    schedule_ahead: Annotated[int, Field(ge=0, le=1)] = Field(
+        0, description="number of steps by which a batch is fixed before the running step has ended, 0 or 1"
+    )
+    mixed_prefill: bool = Field(True, description="choice whether prompts join decode steps or run first and alone")
+    reserve_output: bool = Field(
+        False,
+        description="choice whether the KV cache of the whole output is reserved at admission, or grown on demand",
+    )
+    stream_interval: Count = Field(1, description="number of tokens a client receives at once")
+    eager_layer_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="launch time of a layer in a step with prompts, a floor of that step [s]"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, data: Any) -> Any:
+        preset = data.get("preset") if isinstance(data, Mapping) else None
+        return {**ENGINES[preset], **data} if isinstance(preset, str) and preset in ENGINES else data
 
 
 class Arrivals(_Strict):
@@ -111,6 +134,10 @@ class Traffic(_Strict):
     characters_per_token: Positive | None = Field(
         None, description="of conversations whose turns give no `tokens` [characters/token]; 4 by default, assumed"
     )
+    cached_prompt_share: Share = Field(
+        0.0,
+        description="share of each prompt whose keys and values are at hand, as in a conversation, not computed [-]",
+    )
     max_tokens: Count | None = Field(
         None, description="requests with more tokens are left out; by default the shortest context of the tiers"
     )
@@ -155,6 +182,9 @@ class DraftChoice(_Strict):
     model: str
     acceptance: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="alpha_iid [-]")
     acceptance_interval: tuple[Share, Share] | None = Field(None, description="90 % interval of alpha_iid [-]")
+    acceptance_by_position: Annotated[list[Share], Field(min_length=1, max_length=16)] | None = Field(
+        None, description="acceptance at each position given that all before it were accepted; bounds the draft length"
+    )
     source: str | None = Field(None, description="where the acceptance is from; required with `acceptance`")
     draft_tokens: Positive | None = Field(None, description="tokens the draft was trained on, for the law [tokens]")
     target_tokens: Positive | None = Field(None, description="tokens the target was trained on, for the law [tokens]")
@@ -165,12 +195,16 @@ class DraftChoice(_Strict):
 
     @model_validator(mode="after")
     def _sourced(self) -> DraftChoice:
-        if (self.acceptance is None) == (self.draft_tokens is None or self.target_tokens is None):
-            raise ValueError("needs either `acceptance` with its `source`, or `draft_tokens` and `target_tokens`")
+        by_law = self.draft_tokens is not None and self.target_tokens is not None
+        if (self.acceptance is not None) + (self.acceptance_by_position is not None) + by_law != 1:
+            raise ValueError(
+                "needs exactly one of `acceptance` with its `source`, `acceptance_by_position` with its `source`, "
+                "`draft_tokens` and `target_tokens`"
+            )
         longest = max((n for n in self.draft_lengths if n != "auto"), default=1)
         if longest > self.max_length:
             raise ValueError(f"`draft_lengths` must be at most `max_length` {self.max_length} [tokens]; got {longest}")
-        if self.acceptance is not None and not self.source:
+        if not by_law and not self.source:
             raise ValueError("`acceptance` needs a `source`: a number without one is refused")
         return self
 
@@ -253,6 +287,23 @@ class TierDeployment(_Strict):
     draft_length: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = Field(
         "auto", description="gamma [tokens]; auto: the best for each batch size"
     )
+    routing: Literal["round-robin", "random", "least-outstanding"] = Field(
+        "round-robin", description="rule by which the tier's replicas share its requests"
+    )
+
+
+class Loading(_Strict):
+    """What replicas do first, from the time 0 at which requests begin to come: read their weights."""
+
+    seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="load time of every replica [s]")
+    bytes_per_s: Positive | None = Field(None, description="rate at which a replica reads its weights [byte/s]")
+    source: str = Field(min_length=1, description="place where the number is from, e.g. measured, and on what")
+
+    @model_validator(mode="after")
+    def _one(self) -> Loading:
+        if (self.seconds is None) == (self.bytes_per_s is None):
+            raise ValueError("needs exactly one of `seconds` [s] and `bytes_per_s` [byte/s]")
+        return self
 
 
 class DeploymentChoice(_Strict):
@@ -260,6 +311,7 @@ class DeploymentChoice(_Strict):
 
     tiers: list[TierDeployment] = Field(min_length=1)
     lambda_usd: Positive | None = Field(None, description="the stop rule's worth of a correct answer [USD]")
+    loading: Loading | None = Field(None, description="load time of the models; none: they are loaded at time 0")
 
     @model_validator(mode="after")
     def _rule(self) -> DeploymentChoice:

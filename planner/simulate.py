@@ -17,13 +17,14 @@ from simulator.engine import Records, is_compiled, simulate
 from simulator.workload import Workload, at_rate
 from theory import cascade
 from theory.errors import InfeasibleError, refuse, require
+from theory.memory import load_time
 
 from .build import Pool, Problem, joined_names, resolve
 from .figures import STATUS_RULE, WARMUP_RULE, Tree, figures, in_order, joined, published, times_of
-from .predict import DraftModel, draft_degrees
+from .predict import draft_degrees
 from .replications import replicate, seeds
 from .requests import Column, request_columns
-from .scenario import DeploymentChoice, Scenario, Slo, TierDeployment
+from .scenario import DeploymentChoice, Loading, Scenario, Slo, TierDeployment
 from .search import Candidate, Group, Rule, Search, best_of, price, quality_floor, single, subset
 from .service import Load, Service, build_service
 from .space import capacities, enumerate_space, occupancy
@@ -103,6 +104,8 @@ def _setup(problem: Problem, group: Group) -> TierSetup:
         s.acceptance,
         group.replicas,
         s.gpus,
+        group.routing,
+        group.ready_s,
     )
 
 
@@ -212,7 +215,7 @@ def simulation(
     Raises
     ------
     InputError
-        If the deployment names what is not there, or a closed loop is asked of several tiers or replicas.
+        If the deployment names what is not there, or a closed loop is asked of several tiers.
     InfeasibleError
         If the deployment does not fit.
     """
@@ -306,7 +309,7 @@ def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
     rule = _deployed_rule(problem, services, tiers, choice.lambda_usd, load)
     rate = problem.rate if problem.workload.clients == 0 else math.nan
     groups = tuple(
-        Group(s.tier, s, t.replicas, rate * float(v) / t.replicas)
+        Group(s.tier, s, t.replicas, rate * float(v) / t.replicas, t.routing, _load_s(s, choice.loading))
         for s, t, v in zip(services, chosen, rule.visits, strict=True)
     )
     used = tuple(g for g, v in zip(groups, rule.visits, strict=True) if v > 0)
@@ -319,6 +322,17 @@ def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
                 f"The nearest plan has fleet.gpus = {gpus}{of}."
             )
     return Candidate(rule, used, price(problem, used) / rate, math.nan)
+
+
+def _load_s(service: Service, loading: Loading | None) -> float:
+    """Return when a replica that begins to load its weights at 0 has them [s]."""
+    if loading is None:
+        return 0.0
+    if loading.seconds is not None:
+        return loading.seconds
+    assert loading.bytes_per_s is not None
+    draft = service.draft
+    return load_time(service.deployment, loading.bytes_per_s, *((draft.model, draft.tp) if draft else ()))
 
 
 def _deployed_service(problem: Problem, tier: int, choice: TierDeployment, load: Load) -> Service:
@@ -338,7 +352,7 @@ def _deployed_service(problem: Problem, tier: int, choice: TierDeployment, load:
     deployment = problem.deployment(tier, choice.tp, pool)
     length = None if choice.draft_length == "auto" else choice.draft_length
     degrees = draft_degrees(draft.model, choice.tp) if draft else [1]
-    placed = [DraftModel(draft.model, draft.acceptance, d, draft.max_length) if draft else None for d in degrees]
+    placed = [replace(draft, tp=d) if draft else None for d in degrees]
     built = [build_service(tier, deployment, pool.profile, p, load, length) for p in placed]
     good = [b for b in built if isinstance(b, Service)]
     if not good:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from theory import queueing
 from theory.errors import InfeasibleError
+from theory.load_prices import Curve
 from theory.queueing import Occupancy
 from theory.specs import Deployment
 
@@ -20,6 +21,7 @@ from .service import Load, Service, build_service
 
 Array = NDArray[np.float64]
 RATE_GRID = np.linspace(0.02, 0.995, 48)  # shares of a replica's stability limit at which the SLOs are tried [-]
+CONGESTION_GRID = np.concatenate([np.linspace(0.01, 0.9, 60), 1 - np.geomspace(0.1, 0.004, 40)[1:]])  # the same, finer
 P99 = 0.99  # the percentile of the TTFT objective [-]
 
 
@@ -86,9 +88,8 @@ def _of_degree(problem: Problem, deployment: Deployment, tier: int, load: Load) 
             break
         for draft, asked in zip(problem.drafts[tier], choice.drafts, strict=True):
             for degree, length in itertools.product(draft_degrees(draft.model, deployment.tp), asked.draft_lengths):
-                placed = type(draft)(draft.model, draft.acceptance, degree, draft.max_length)
                 fixed = None if length == "auto" else length
-                built.append(build_service(tier, limited, profile, placed, load, fixed))
+                built.append(build_service(tier, limited, profile, replace(draft, tp=degree), load, fixed))
     return built
 
 
@@ -116,6 +117,20 @@ def occupancy(services: list[Service], rates: Array, load: Load) -> Occupancy:
 def _padded(rows: list[Array], states: int) -> Array:
     """Return rows of one length: those of smaller batch limits go on at their last value, beyond their slots."""
     return np.array([row if len(row) == states else np.pad(row, (0, states - len(row)), mode="edge") for row in rows])
+
+
+def congestion(service: Service, load: Load, capacity: float, replicas: int) -> Curve:
+    """Return how many requests are in the replicas of a service against their rate, for :mod:`theory.load_prices`.
+
+    Parameters
+    ----------
+    capacity : float
+        The greatest rate that one replica bears within the SLOs [requests/s].
+    """
+    limit = float(occupancy([service], np.array([1e-9]), load).rate_limit[0])
+    rates = np.unique(np.append(CONGESTION_GRID[CONGESTION_GRID * limit < capacity] * limit, [capacity]))
+    times = occupancy([service] * len(rates), rates, load).e2e_s
+    return Curve(rates, times, capacity * replicas, replicas)
 
 
 def capacities(services: list[Service], load: Load, slo: Slo) -> Array:

@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 from scipy.special import gammaln, ndtr, ndtri
 
 from theory.errors import refuse, require
@@ -28,7 +27,8 @@ class Workload:
     ------
     InputError
         If there is no request, lengths differ, an arrival is not finite, negative or out of order, a prompt or an
-        output is not a whole number of at least 1, or a think time is not finite or negative; the row is named.
+        output is not a whole number of at least 1 (an engine computes at least one token and emits at least one), a
+        think time is not finite or negative, or not fewer tokens are cached than the prompt has; the row is named.
 
     Examples
     --------
@@ -42,6 +42,9 @@ class Workload:
     source: str = ""  # where the numbers come from
     clients: int = 0  # requests in flight in a closed loop; 0: open loop [-]
     think_time: float | Floats = 0.0  # closed loop: pause before a request, see ``pauses``; one for all or (n,) [s]
+    cached: Ints | None = (
+        None  # prompt tokens whose keys and values are at hand and need no computing; None: 0 [tokens]
+    )
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Workload:
         source: str = "",
         clients: int = 0,
         think_time: float | ArrayLike = 0.0,
+        cached: ArrayLike | None = None,
     ) -> None:
         set_field = object.__setattr__
         set_field(self, "arrival", _arrivals(arrival))
@@ -65,6 +69,7 @@ class Workload:
         _check_clients(clients)
         rule = "must be one number or one per request [s]"
         require(np.size(self.think_time) in (1, sizes[0]), "think_time", rule, np.size(self.think_time))
+        set_field(self, "cached", None if cached is None else _cached(cached, self.prompt))
 
     @property
     def pauses(self) -> Floats:
@@ -115,6 +120,17 @@ def _think_time(values: float | ArrayLike) -> float | Floats:
     _refuse_first(bad, "think_time", "must be finite and at least 0 [s]", array)
     array.flags.writeable = False
     return array
+
+
+def _cached(values: ArrayLike, prompt: Ints) -> Ints:
+    array = np.array(values, dtype=np.float64, ndmin=1)
+    require(array.shape == prompt.shape, "cached", "must have one value per request [tokens]", array.shape)
+    bad = ~((array >= 0) & (array < prompt) & (array == np.floor(array)))
+    rule = "must be a whole number of at least 0 and below the prompt, whose last token is always computed [tokens]"
+    _refuse_first(bad, "cached", rule, array)
+    tokens = array.astype(np.int64)
+    tokens.flags.writeable = False
+    return tokens
 
 
 def _arrivals(values: ArrayLike) -> Floats:
@@ -241,6 +257,8 @@ def weibull_shape(cv: float) -> float:
 
     # for a small 1/k the left side is (pi/k)^2 / 6 to first order; 1/k = 12 is cv = 1644
     least = math.log(min(cv, 1.0) / 10)
+    from scipy.optimize import brentq
+
     return math.exp(-brentq(excess, least, math.log(12.0), xtol=1e-14, rtol=1e-14))
 
 
@@ -539,7 +557,8 @@ def in_closed_loop(workload: Workload, spec: ClosedLoop, rng: np.random.Generato
         later = rng.exponential(spec.think_time, n) if spec.exponential else np.full(n, spec.think_time)
         think = np.concatenate([spec.start_over * np.arange(first) / spec.clients, later[first:]])
     source = f"{workload.source}; {spec}".lstrip("; ")
-    return Workload(np.zeros(n), workload.prompt[:n], workload.output[:n], source, spec.clients, think)
+    cached = None if workload.cached is None else workload.cached[:n]
+    return Workload(np.zeros(n), workload.prompt[:n], workload.output[:n], source, spec.clients, think, cached)
 
 
 def at_rate(workload: Workload, rate: float) -> Workload:
@@ -557,4 +576,25 @@ def at_rate(workload: Workload, rate: float) -> Workload:
     """
     _check_rate(rate)
     source = f"{workload.source}, stretched to {rate:g} request/s".lstrip(", ")
-    return Workload(workload.arrival * (workload.rate / rate), workload.prompt, workload.output, source)
+    times = workload.arrival * (workload.rate / rate)
+    return Workload(times, workload.prompt, workload.output, source, cached=workload.cached)
+
+
+def with_cached(workload: Workload, share: float) -> Workload:
+    """Return the workload with that share of each prompt cached, rounded down, its last token never.
+
+    Raises
+    ------
+    InputError
+        If the share is outside [0, 1].
+
+    Examples
+    --------
+    >>> with_cached(Workload([0.0, 1.0], [10, 1], [5, 5]), 0.75).cached.tolist()
+    [7, 0]
+    """
+    require(0.0 <= share <= 1.0, "cached_prompt_share", "must lie in [0, 1] [-]", share, "Pass 0.5, not 50.")
+    w = workload
+    cached = np.minimum(np.floor(share * w.prompt), w.prompt - 1)
+    source = f"{w.source}; {share:g} of each prompt cached".lstrip("; ")
+    return Workload(w.arrival, w.prompt, w.output, source, w.clients, w.think_time, cached)

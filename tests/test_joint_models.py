@@ -221,7 +221,7 @@ def test_a_chain_keeps_its_margins() -> None:
     fit = confidence_chain(right, level, 3)
     table = fit.outcomes(TIERS)
     for k in range(3):
-        assert table.joint[0].sum(axis=tuple(j for j in range(3) if j != k)) == pytest.approx(fit.share[k], abs=1e-9)
+        assert table.joint[0, 0].sum(axis=tuple(j for j in range(3) if j != k)) == pytest.approx(fit.share[k], abs=1e-9)
     assert accuracy(table) == pytest.approx(right.mean(axis=0), abs=0.005)
 
 
