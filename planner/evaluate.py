@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,9 +128,6 @@ def tables(search: Search, rules: Sequence[Rule]) -> Tables:
     ]
     table = np.stack([ttft, state.tpot_s, state.e2e_s, np.concatenate(watts)], axis=1)
     capacity = search.capacities()
-    visits = np.zeros((len(rules), len(space.services)))
-    for row, rule in zip(visits, rules, strict=True):
-        row[list(rule.tiers)] = np.where(rule.visits > 1e-9, rule.visits, 0.0)
     slo = problem.scenario.slo
     at = _look_up(table, np.arange(len(services)), np.maximum(capacity, 1e-9) / limit)
     shares = [at[:, 0] / slo.ttft_p99_s, at[:, 1] / slo.tpot_mean_s, capacity / limit]
@@ -144,10 +141,23 @@ def tables(search: Search, rules: Sequence[Rule]) -> Tables:
         binds=np.argmax(np.array(shares), axis=0),
         limit=limit,
         state=table,
-        visits=visits,
+        visits=_visits(rules, len(space.services)),
         quality=np.array([r.quality for r in rules]),
         fleet=np.array([p.gpus for p in problem.pools]),
     )
+
+
+def with_rules(tables: Tables, rules: Sequence[Rule]) -> Tables:
+    """Return the tables of the same services with other rules."""
+    require(bool(rules), "rules", "must hold a rule", len(rules))
+    return replace(tables, visits=_visits(rules, tables.tiers), quality=np.array([r.quality for r in rules]))
+
+
+def _visits(rules: Sequence[Rule], tiers: int) -> Array:
+    visits = np.zeros((len(rules), tiers))
+    for row, rule in zip(visits, rules, strict=True):
+        row[list(rule.tiers)] = np.where(rule.visits > 1e-9, rule.visits, 0.0)
+    return visits
 
 
 def _look_up(state: Array, service: IntArray, load: Array) -> Array:

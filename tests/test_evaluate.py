@@ -10,12 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.build import resolve
-from planner.evaluate import BINDING, POINTS, Configurations, Tables, evaluate, every, optimum, rules_of, tables, worth
+from planner.evaluate import (
+    BINDING,
+    POINTS,
+    Configurations,
+    Tables,
+    evaluate,
+    every,
+    optimum,
+    rules_of,
+    tables,
+    with_rules,
+    worth,
+)
 from planner.evaluate import _look_up as look_up
 from planner.explain import predicted
+from planner.plan import silent
 from planner.scenario import load_scenario
 from planner.search import Candidate, Group, Search, best_of, price, quality_floor
+from planner.simulate import simulation
 from planner.space import P99, enumerate_space, occupancy
+from theory.catalog import accelerator
 from theory.cost import joules
 from theory.errors import InputError
 from theory.queueing import ttft_quantile
@@ -49,7 +64,7 @@ def search() -> Search:
 
 def test_interpolation_is_within_one_percent_of_the_exact_queue(search: Search) -> None:
     """Loads between the tabulated ones, all services; the same table read at 3 % more load is farther off."""
-    table = tables(search, rules_of(search))
+    table = tables_of(search)
     services = [s for of_tier in search.space.services for s in of_tier]
     rng = np.random.default_rng(5)
     at = rng.integers(len(services), size=600)
@@ -113,7 +128,7 @@ def test_the_plan_is_the_best_of_all_configurations(name: str) -> None:
     candidates = search.enumerate()
     mine = best_of(search, candidates)[0]
     mixed = [c.rule for c in candidates if 0 < c.rule.gamma < 1]
-    table = tables(search, [*rules_of(search), *mixed])
+    table = with_rules(tables_of(search), [*rules_of(search), *mixed])
     best = optimum(table, objective, search.floor)
     assert best is not None
     assert best.evaluated >= 20_000
@@ -139,7 +154,7 @@ def value(search: Search, candidate: Candidate) -> float:
 
 
 def test_every_configuration_fits_the_fleet_once(search: Search) -> None:
-    table = tables(search, rules_of(search)[:9])
+    table = with_rules(tables_of(search), rules_of(search)[:9])
     seen = set()
     for some in every(table):
         found = evaluate(table, some)
@@ -153,7 +168,7 @@ def test_every_configuration_fits_the_fleet_once(search: Search) -> None:
 def test_what_binds_is_named(search: Search) -> None:
     """Too few replicas: the SLO of the tier; too many GPUs: the fleet; a tier without replicas: that."""
     rules = rules_of(search)
-    table = tables(search, rules)
+    table = with_rules(tables_of(search), rules)
     alone = next(i for i, r in enumerate(rules) if r.tiers == (0,))
     best = int(np.argmax((search.capacities() * (table.gpus == 1))[: table.begin[1]]))
     replicas = np.array([[1, 0, 0], [99, 0, 0], [0, 0, 0]])
@@ -216,18 +231,15 @@ def test_plans_keep_the_limit_of_each_pool_and_use_the_cheap_one() -> None:
     assert min(used.values()) > 0
 
 
-def test_another_pool_never_makes_a_plan_dearer() -> None:
-    """At the same stop rules; a pool at any price is only used where it is the cheaper."""
+def test_a_dear_pool_changes_nothing() -> None:
+    """At the same stop rules; a pool is only used where it is the cheaper, or where the other is full."""
     plain = searched(*SPACES["floor"])
     dear = searched(TWO_POOLS.replace("0.6", "60.0").replace("gpus: 6", "gpus: 8"))
-    cheap = searched(TWO_POOLS.replace("gpus: 6", "gpus: 8"))
-    rules = rules_of(plain)
-    for rule in rules:
-        alone, with_dear, with_cheap = (s.allocate(rule) for s in (plain, dear, cheap))
-        assert with_cheap is not None or alone is None
-        if alone is not None and with_dear is not None and with_cheap is not None:
-            assert with_dear.cost == pytest.approx(alone.cost)
-            assert with_cheap.cost <= alone.cost + 1e-15
+    for rule in rules_of(plain):
+        alone, beside = plain.allocate(rule), dear.allocate(rule)
+        assert beside is not None or alone is None
+        if alone is not None and beside is not None:
+            assert beside.cost == pytest.approx(alone.cost)
 
 
 def test_batch_limits_and_fixed_draft_lengths_are_tried() -> None:
@@ -246,3 +258,26 @@ def test_batch_limits_and_fixed_draft_lengths_are_tried() -> None:
         for n in limits
     }
     assert by_limit[64] <= by_limit[256] * 1.001
+
+
+def test_tiers_on_two_kinds_of_gpu_are_paid_and_powered_each_at_its_own() -> None:
+    """Simulated: 13B on two L40S, 70B on four H100; money, energy bound and the price of each request."""
+    tiers = '[{"tier": "13b", "accelerator": "l40s", "tp": 2}, {"tier": "70b", "tp": 4}]'
+    scenario, folder = load_scenario(
+        overrides=[
+            *("traffic.requests=1500", "traffic.rate=1.5", TWO_POOLS),
+            f'deployment={{"tiers": {tiers}, "lambda_usd": 0.005}}',
+        ]
+    )
+    done = simulation(scenario, folder, None, 1, silent, in_detail=True)
+    cost, per_s = done.result["cost"], done.result["throughput"]["requests_per_s"]
+    assert cost["usd_per_1000_requests"] == pytest.approx((2 * 0.6 + 4 * 2.5) / 3.6 / per_s, rel=1e-6)
+    watts = 2 * accelerator("l40s").power + 4 * accelerator("h100-sxm").power
+    assert done.result["energy_j"]["per_request_at_most"] == pytest.approx(watts / per_s, rel=1e-6)
+    columns = {c.name: c.values for c in done.requests[0]}
+    paths = next(c for c in done.requests[0] if c.name == "path")
+    small = np.array([paths.names[code] == "13b" for code in columns["path"]])
+    assert 0 < small.sum() < small.size
+    np.testing.assert_allclose(columns["usd"][small], columns["gpu_s"][small] * 0.6 / 3600)
+    assert np.all(columns["usd"][~small] > columns["gpu_s"][~small] * 0.6 / 3600)
+    assert np.all(columns["usd"][~small] <= columns["gpu_s"][~small] * 2.5 / 3600 * (1 + 1e-9))
