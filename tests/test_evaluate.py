@@ -266,7 +266,7 @@ def test_tiers_on_two_kinds_of_gpu_are_paid_and_powered_each_at_its_own() -> Non
     scenario, folder = load_scenario(
         overrides=[
             *("traffic.requests=1500", "traffic.rate=1.5", TWO_POOLS),
-            f'deployment={{"tiers": {tiers}, "lambda_usd": 0.005}}',
+            f'deployment={{"tiers": {tiers}, "lambda_usd": 0.0025}}',
         ]
     )
     done = simulation(scenario, folder, None, 1, silent, in_detail=True)
