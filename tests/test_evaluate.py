@@ -265,19 +265,19 @@ def test_tiers_on_two_kinds_of_gpu_are_paid_and_powered_each_at_its_own() -> Non
     tiers = '[{"tier": "13b", "accelerator": "l40s", "tp": 2}, {"tier": "70b", "tp": 4}]'
     scenario, folder = load_scenario(
         overrides=[
-            *("traffic.requests=1500", "traffic.rate=1.5", TWO_POOLS),
-            f'deployment={{"tiers": {tiers}, "lambda_usd": 0.0025}}',
+            *("traffic.requests=1500", "traffic.rate=1.5", TWO_POOLS.replace("0.6", "0.3")),
+            f'deployment={{"tiers": {tiers}, "lambda_usd": 0.0015}}',
         ]
     )
     done = simulation(scenario, folder, None, 1, silent, in_detail=True)
     cost, per_s = done.result["cost"], done.result["throughput"]["requests_per_s"]
-    assert cost["usd_per_1000_requests"] == pytest.approx((2 * 0.6 + 4 * 2.5) / 3.6 / per_s, rel=1e-6)
+    assert cost["usd_per_1000_requests"] == pytest.approx((2 * 0.3 + 4 * 2.5) / 3.6 / per_s, rel=1e-6)
     watts = 2 * accelerator("l40s").power + 4 * accelerator("h100-sxm").power
     assert done.result["energy_j"]["per_request_at_most"] == pytest.approx(watts / per_s, rel=1e-6)
     columns = {c.name: c.values for c in done.requests[0]}
     paths = next(c for c in done.requests[0] if c.name == "path")
     small = np.array([paths.names[code] == "13b" for code in columns["path"]])
     assert 0 < small.sum() < small.size
-    np.testing.assert_allclose(columns["usd"][small], columns["gpu_s"][small] * 0.6 / 3600)
-    assert np.all(columns["usd"][~small] > columns["gpu_s"][~small] * 0.6 / 3600)
+    np.testing.assert_allclose(columns["usd"][small], columns["gpu_s"][small] * 0.3 / 3600)
+    assert np.all(columns["usd"][~small] > columns["gpu_s"][~small] * 0.3 / 3600)
     assert np.all(columns["usd"][~small] <= columns["gpu_s"][~small] * 2.5 / 3600 * (1 + 1e-9))
