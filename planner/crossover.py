@@ -81,7 +81,8 @@ def half_width(problem: Problem, fixed: Service, gamma: int, load: Load) -> floa
     """Return the half width of ln(speed-up) of a fixed draft length, at half the batch a replica holds [-]."""
     assert fixed.draft is not None
     n, s = (np.asarray(float(x)) for x in (max(fixed.batch_cap // 2, 1), load.context))
-    step = time_spread(fixed.deployment, problem.profile, fixed.draft, np.asarray(float(gamma)), n, s, LEVEL)
+    d, profile = fixed.deployment, problem.pool(fixed.deployment).profile
+    step = time_spread(d, profile, fixed.draft, np.asarray(float(gamma)), n, s, LEVEL)
     low, high = tokens_per_round(np.array([fixed.draft.acceptance.low, fixed.draft.acceptance.high]), gamma)
     return math.hypot(step, math.log(float(high) / float(low)) / 2)
 

@@ -17,7 +17,7 @@ from theory.speculation import tokens_per_round
 
 from .build import Problem
 from .crossover import LEVEL, concurrency
-from .search import Candidate, Group, Rule
+from .search import Candidate, Group, Rule, price
 from .service import Load
 from .space import P99, Space, occupancy
 
@@ -51,6 +51,7 @@ def _tier(problem: Problem, space: Space, candidate: Candidate, group: Group) ->
     return {
         "name": problem.scenario.tiers[group.tier].name,
         "model": service.deployment.model.name,
+        "accelerator": service.deployment.accelerator.name,
         "precision": service.deployment.precision,
         "tp": service.deployment.tp,
         "replicas": group.replicas,
@@ -137,7 +138,7 @@ def tpot_spread(problem: Problem, space: Space, group: Group, batch: float) -> f
     gamma = int(service.rounds.length[min(int(n), len(service.rounds.length)) - 1])
     work = Pass(n, gamma + 1.0, space.load.context)
     low, high = step_time_interval(
-        d.model, d.accelerator, problem.profile, work, d.tp, d.precision, d.kv_precision, level=LEVEL
+        d.model, d.accelerator, problem.pool(d).profile, work, d.tp, d.precision, d.kv_precision, level=LEVEL
     )
     step = math.hypot(math.log(float(high) / float(low)) / 2, QUEUE_SPREAD)
     if service.draft is None:
@@ -149,20 +150,16 @@ def tpot_spread(problem: Problem, space: Space, group: Group, batch: float) -> f
 
 def money(problem: Problem, candidate: Candidate, quality: float, load: Load) -> dict[str, Any]:
     """Return what a plan costs, every GPU paid whether busy or not."""
-    price = problem.scenario.fleet.price_per_gpu_hour
+    hourly = 3600 * price(problem, candidate.groups)
     prompt = float(problem.workload.prompt.mean())  # as users count them, cached or not
     correct = dollars_per_correct_answer(candidate.cost, quality) if quality > 0 else math.nan
     return {
         "gpus": candidate.gpus,
-        "usd_per_hour": candidate.gpus * price,
+        "usd_per_hour": hourly,
         "usd_per_1000_requests": 1000 * candidate.cost,
         "usd_per_correct_answer": _number(float(correct)),
-        "usd_per_million_output_tokens": float(
-            dollars_per_million_tokens(candidate.gpus, price, problem.rate * load.output)
-        ),
-        "usd_per_million_tokens": float(
-            dollars_per_million_tokens(candidate.gpus, price, problem.rate * (prompt + load.output))
-        ),
+        "usd_per_million_output_tokens": float(dollars_per_million_tokens(1.0, hourly, problem.rate * load.output)),
+        "usd_per_million_tokens": float(dollars_per_million_tokens(1.0, hourly, problem.rate * (prompt + load.output))),
     }
 
 
@@ -247,10 +244,12 @@ def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
 
 def _deployment(result: dict[str, Any]) -> str:
     parts = []
+    several = len({t["accelerator"] for t in result["plan"]["tiers"]}) > 1
     for t in result["plan"]["tiers"]:
         draft = f" with {t['draft']} drafting" if t["draft"] else ""
         count = f"{t['replicas']} replica{'s' if t['replicas'] > 1 else ''}"
-        parts.append(f"{t['name']} on {count} of TP {t['tp']}{draft} (runs for {t['share']:.0%} of requests)")
+        of = f" on {t['accelerator']}" if several else ""
+        parts.append(f"{t['name']} on {count} of TP {t['tp']}{of}{draft} (runs for {t['share']:.0%} of requests)")
     cost = result["predicted"]["usd_per_1000_requests"]
     return f"Run {', then '.join(parts)}: {cost:.3f} USD per 1000 requests."
 

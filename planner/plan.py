@@ -13,11 +13,11 @@ from simulator.workload import Workload, at_rate
 from theory.errors import InfeasibleError, require
 
 from . import explain
-from .build import Problem, resolve
+from .build import Problem, joined_names, resolve
 from .crossover import crossover
 from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario
-from .search import Candidate, Search, best_of, quality_floor, refine, single
+from .search import Candidate, Group, Search, best_of, quality_floor, refine, single
 from .simulate import measured_capacity, missed, simulate_candidate
 from .space import Space, enumerate_space, with_slo
 from .tipping import tipping_points
@@ -83,7 +83,7 @@ def plan_scenario(
         "feasible": True,
         "plan": {
             "gpus": chosen.gpus,
-            "accelerator": problem.accelerator.name,
+            "accelerator": joined_names(_accelerator(g) for g in chosen.groups),
             "tiers": explain.tiers(problem, space, chosen),
             "first_stops": explain.first_stops(chosen.rule),
             "stop_rule": explain.stop_rule(chosen.rule),
@@ -106,9 +106,9 @@ def plan_scenario(
             "excluded": list(space.excluded),
         },
         "provenance": {
-            "step_time": problem.profile.provenance,
-            "profile": problem.profile.name,
-            "profile_source": problem.profile.source,
+            "step_time": joined_names(p.profile.provenance for p in problem.pools),
+            "profile": joined_names(p.profile.name for p in problem.pools),
+            "profile_source": joined_names(p.profile.source for p in problem.pools),
             "quality": scenario.quality.source if scenario.quality else None,
             "signal": scenario.quality.signal.source if scenario.quality else None,
             "traffic": problem.workload.source,
@@ -118,6 +118,14 @@ def plan_scenario(
     result["explanation"] = explain.sentences(problem, result)
     result["wall_s"] = time.perf_counter() - start
     return result
+
+
+def _where(problem: Problem, group: Group) -> str:
+    return problem.where(group.service.deployment)
+
+
+def _accelerator(group: Group) -> str:
+    return group.service.deployment.accelerator.name
 
 
 def _verified(
@@ -211,7 +219,7 @@ def _frontier(problem: Problem, candidates: list[Candidate], vertices: list[Plan
                 "quality": c.rule.quality if problem.outcomes is not None else None,
                 "gpus": c.gpus,
                 "tiers": [
-                    f"{g.replicas} x {problem.scenario.tiers[g.tier].name} tp{g.service.gpus}"
+                    f"{g.replicas} x {problem.scenario.tiers[g.tier].name} tp{g.service.gpus}{_where(problem, g)}"
                     + (f" + {g.service.draft.model.name}" if g.service.draft else "")
                     for g in c.groups
                 ],
@@ -302,7 +310,7 @@ def _sensitivity(problem: Problem, space: Space, progress: Progress) -> list[dic
                 "usd_per_1000_requests": 1000 * best.cost,
                 "quality": best.rule.quality if problem.outcomes is not None else None,
                 "gpus": best.gpus,
-                "tiers": [f"{g.replicas} x {g.service.name}" for g in best.groups],
+                "tiers": [f"{g.replicas} x {g.service.name}{_where(problem, g)}" for g in best.groups],
             }
         except InfeasibleError as error:
             row |= {"infeasible": str(error)}

@@ -11,7 +11,7 @@ from theory.errors import InfeasibleError
 
 from .build import Problem
 from .search import Candidate, Group, Rule, Search, best_of, quality_floor
-from .service import with_acceptance
+from .service import Service, with_acceptance
 from .space import Space, capacities
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)  # by which load and objective are multiplied or divided, nearest first [-]
@@ -57,7 +57,12 @@ def tipping_points(problem: Problem, space: Space, chosen: Candidate, rules: lis
 
 
 def _deployed(candidate: Candidate) -> Deployed:
-    return tuple((g.tier, g.service.name, g.replicas) for g in candidate.groups)
+    return tuple((g.tier, _name(g.service), g.replicas) for g in candidate.groups)
+
+
+def _name(service: Service) -> str:
+    d = service.deployment
+    return f"{service.name} on {d.accelerator.name}, {d.limits.max_num_seqs} sequences"
 
 
 def _best(problem: Problem, space: Space, rules: list[Rule], enumerate_too: bool = True) -> Candidate | None:
@@ -117,7 +122,8 @@ def _objective(problem: Problem, space: Space, rules: list[Rule], deployed: Depl
     """Return the changes of lambda, the budget or the quality floor, and of the price of a GPU that amount to them."""
     objective = problem.scenario.objective
     assert objective is not None
-    price = problem.scenario.fleet.price_per_gpu_hour
+    several = len(problem.pools) > 1
+    price, per = (1.0, "of the price of every pool") if several else (problem.pools[0].price_per_gpu_hour, "USD/h")
 
     def best(value: float) -> Candidate | None:
         changed = objective.model_copy(update={name: value})
@@ -130,16 +136,18 @@ def _objective(problem: Problem, space: Space, rules: list[Rule], deployed: Depl
         name = "quality_floor"
         ways = [[floor - s for s in STEPS if s < floor], [floor + s for s in STEPS if floor + s <= 1] or [1.0]]
         rows = [_nearest(f"objective.{name}", "-", floor, tried, best, deployed) for tried in ways]
-        return [*rows, _price_row(price, price, None, None)]
+        return [*rows, _price_row(price, per, price, None, None)]
     name = "lambda_usd" if objective.lambda_usd is not None else "budget_usd_per_1000"
     unit = "USD per correct answer" if name == "lambda_usd" else "USD per 1000 requests"
     rows = _both_ways(f"objective.{name}", unit, float(getattr(objective, name)), best, deployed)
     factors = [(None if r["to"] is None else r["from"] / r["to"], r["from"] / r["tried_to"], r["plan"]) for r in rows]
-    prices = [_price_row(price, price * end, None if f is None else price * f, p) for f, end, p in reversed(factors)]
+    prices = [
+        _price_row(price, per, price * end, None if f is None else price * f, p) for f, end, p in reversed(factors)
+    ]
     return rows + prices
 
 
-def _price_row(price: float, tried: float, to: float | None, plan: dict[str, Any] | None) -> dict[str, Any]:
+def _price_row(price: float, unit: str, tried: float, to: float | None, plan: dict[str, Any] | None) -> dict[str, Any]:
     scaled = (
         None
         if plan is None or to is None
@@ -147,7 +155,7 @@ def _price_row(price: float, tried: float, to: float | None, plan: dict[str, Any
     )
     return {
         "key": "fleet.price_per_gpu_hour",
-        "unit": "USD/h",
+        "unit": unit,
         "from": price,
         "to": to,
         "tried_to": tried,
