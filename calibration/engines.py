@@ -1,0 +1,122 @@
+"""What an engine adds to the kernels: fitted times by engine and accelerator, each with the rows it was fitted on."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from theory.errors import require
+from theory.latency import PROVENANCES, Profile, Provenance
+
+from .serving import Prediction, ServingPoint
+
+FILE = Path(__file__).parent / "engines.toml"
+TIMES = ("step", "layer", "sequence", "eager_layer")
+TTFT_WEIGHT = 0.3  # of an error of TTFT against one of TPOT: the protocol is in it as much as the engine [-]; assumed
+SOFT = 0.05  # error of ln(time) from which a point counts less than its square [-]; assumed
+START = 1e-4  # where a fitted time starts, and the size of its steps [s]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTimes:
+    """The times of one engine on one accelerator.
+
+    Raises
+    ------
+    InputError
+        If a time is negative or not finite, or the provenance is unknown.
+    """
+
+    engine: str
+    accelerator: str
+    step: float  # host time of a step that kernels do not hide [s]
+    layer: float  # gaps between the kernels of a layer that no kernel table has [s]
+    sequence: float  # host time per sequence of a step [s]
+    eager_layer: float  # launch time of a layer in a step with prompts, its floor [s]
+    provenance: Provenance = "fitted"
+    rows: str = ""
+    source: str = ""
+    date: str = ""
+
+    def __post_init__(self) -> None:
+        for name in TIMES:
+            value = getattr(self, name)
+            require(bool(np.isfinite(value)) and value >= 0, name, "must be finite and at least 0 [s]", value)
+        known = ", ".join(PROVENANCES)
+        require(self.provenance in PROVENANCES, "provenance", f"must be one of {known}", self.provenance)
+
+
+@cache
+def _table() -> tuple[EngineTimes, ...]:
+    entries = tomllib.loads(FILE.read_text(encoding="utf-8"))["engine"]
+    return tuple(EngineTimes(**entry) for entry in entries)
+
+
+def engine_times(engine: str, accelerator: str) -> EngineTimes:
+    """Return the times of an engine; where its accelerator was not fitted those of another one, tagged transferred.
+
+    Raises
+    ------
+    InputError
+        If the engine is unknown.
+
+    Examples
+    --------
+    >>> engine_times("trtllm", "h100-sxm").provenance, engine_times("trtllm", "l40s").provenance
+    ('fitted', 'transferred')
+    """
+    of_engine = [t for t in _table() if t.engine == engine]
+    known = ", ".join(sorted({t.engine for t in _table()}))
+    require(bool(of_engine), "engine", f"must be one of {known}", engine)
+    own = next((t for t in of_engine if t.accelerator == accelerator), None)
+    return own or replace(of_engine[0], accelerator=accelerator, provenance="transferred")
+
+
+def with_times(profile: Profile, times: EngineTimes) -> Profile:
+    """Return the profile with the host times of an engine in the place of its own; kernels stay."""
+    own = replace(profile.efficiency, host_step=times.step, host_layer=times.layer, host_sequence=times.sequence)
+    return replace(profile, efficiency=own)
+
+
+def fit_times(
+    start: EngineTimes,
+    free: Sequence[str],
+    points: Sequence[ServingPoint],
+    predict: Callable[[ServingPoint, EngineTimes], Prediction],
+) -> EngineTimes:
+    r"""Return ``start`` with the times in ``free`` fitted to measured points, at most three of them.
+
+    .. math:: \min \sum_i \rho(e_{\text{TPOT},i}) + \rho(w\, e_{\text{TTFT},i}), \quad e = \ln \hat t / t
+
+    with the soft absolute value as :math:`\rho`.
+
+    Raises
+    ------
+    InputError
+        If more than three times are free, one is unknown, or there are fewer points than twice the free times.
+    """
+    from scipy.optimize import least_squares
+
+    require(1 <= len(free) <= 3 and set(free) <= set(TIMES), "free", f"must be one to three of {', '.join(TIMES)}", free)
+    require(len(points) >= 2 * len(free), "points", f"must be at least {2 * len(free)}", len(points))
+
+    def at(x: NDArray[np.float64]) -> EngineTimes:
+        return replace(start, **dict(zip(free, (START * x).tolist(), strict=True)))  # type: ignore[arg-type]
+
+    def errors(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        said = [predict(p, at(x)) for p in points]
+        tpot = [np.log(s.tpot_s / p.tpot_s) for s, p in zip(said, points, strict=True)]
+        ttft = [np.log(s.ttft_s / p.ttft_s) for s, p in zip(said, points, strict=True)]
+        return np.concatenate([tpot, TTFT_WEIGHT * np.array(ttft)])
+
+    first = [max(getattr(start, name) / START, 0.1) for name in free]
+    found = least_squares(errors, first, bounds=(0, np.inf), loss="soft_l1", f_scale=SOFT, diff_step=0.05, max_nfev=12)
+    rows = f"{len(points)} serving points of {', '.join(sorted({p.model for p in points}))}; free: {', '.join(free)}"
+    return replace(at(found.x), provenance="fitted", rows=rows)
+
