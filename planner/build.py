@@ -17,10 +17,11 @@ from theory.errors import refuse, require
 from theory.latency import Profile
 from theory.outcomes import Outcomes
 from theory.scaling import HOFFMANN, perplexity
-from theory.specs import Accelerator, Deployment, Limits, Transformer, check_tp
+from theory.specs import Accelerator, Deployment, Limits, Rules, Transformer, check_tp
 from theory.work import parameters
 
 from .predict import DraftModel
+from .presets import HOST_TIMES
 from .scenario import DraftChoice, Engine, Lengths, Quality, Scenario, TierChoice
 
 
@@ -58,7 +59,17 @@ class Problem:
         """Engine limits of every replica."""
         engine = self.scenario.engine
         return Limits(
-            engine.max_num_seqs, engine.max_num_batched_tokens, engine.gpu_memory_utilization, engine.block_size
+            engine.max_num_seqs,
+            engine.max_num_batched_tokens,
+            engine.gpu_memory_utilization,
+            engine.block_size,
+            rules=Rules(
+                engine.schedule_ahead,
+                engine.mixed_prefill,
+                engine.reserve_output,
+                engine.stream_interval,
+                engine.eager_layer_s,
+            ),
         )
 
 
@@ -105,12 +116,13 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
 
 
 def _with_host(profile: Profile, engine: Engine) -> Profile:
-    """Return the profile with the host time of the scenario's engine added to its own."""
+    """Return the profile with the host times of the scenario's engine added to its own; those of the preset if none."""
     own = profile.efficiency
-    added = replace(
-        own, host_step=own.host_step + engine.host_step_s, host_sequence=own.host_sequence + engine.host_sequence_s
-    )
-    return replace(profile, efficiency=added)
+    step, sequence = own.host_step + engine.host_step_s, own.host_sequence + engine.host_sequence_s
+    given = engine.model_fields_set & {"host_step_s", "host_sequence_s"}
+    if engine.preset is not None and not given and step == sequence == 0:
+        step, sequence = HOST_TIMES[engine.preset]
+    return replace(profile, efficiency=replace(own, host_step=step, host_sequence=sequence))
 
 
 def _model(name: str, folder: Path) -> Transformer:

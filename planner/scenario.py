@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from theory.errors import InputError, refuse, require
 from theory.specs import Precision
 
+from .presets import ENGINES
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -35,8 +37,11 @@ class Fleet(_Strict):
 
 
 class Engine(_Strict):
-    """Limits of each replica's engine, vLLM's names."""
+    """Limits and rules of each replica's engine, vLLM's names; a preset fills the fields that are not given."""
 
+    preset: Literal["vllm", "trtllm", "sglang"] | None = Field(
+        None, description="engine whose rules, budget and host times are taken where no field says otherwise"
+    )
     max_num_seqs: Count = Field(256, description="sequences in one step")
     max_num_batched_tokens: Count = Field(8192, description="tokens in one step")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="share of device memory [-]")
@@ -45,6 +50,24 @@ class Engine(_Strict):
         0.0, description="host time of a step that kernels do not hide [s]"
     )
     host_sequence_s: Annotated[float, Field(ge=0)] = Field(0.0, description="host time per sequence of a step [s]")
+    schedule_ahead: Annotated[int, Field(ge=0, le=1)] = Field(
+        0, description="number of steps by which a batch is fixed before the running step has ended, 0 or 1"
+    )
+    mixed_prefill: bool = Field(True, description="choice whether prompts join decode steps or run first and alone")
+    reserve_output: bool = Field(
+        False,
+        description="choice whether the KV cache of the whole output is reserved at admission, or grown on demand",
+    )
+    stream_interval: Count = Field(1, description="number of tokens a client receives at once")
+    eager_layer_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="launch time of a layer in a step with prompts, a floor of that step [s]"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, data: Any) -> Any:
+        preset = data.get("preset") if isinstance(data, Mapping) else None
+        return {**ENGINES[preset], **data} if isinstance(preset, str) and preset in ENGINES else data
 
 
 class Arrivals(_Strict):

@@ -36,6 +36,11 @@ class Load:
     longest: int  # longest prompt plus output [tokens]
     prompt_square: float  # mean of the square [tokens^2]
 
+    @property
+    def output_to_come(self) -> float:
+        """Mean output that a decoding sequence has yet to emit, half of a length-biased output [tokens]."""
+        return self.output * (1 + self.output_cv2) / 2
+
     @classmethod
     def of(cls, workload: Workload) -> Load:
         r"""Return the moments; a sequence is met decoding in proportion to its output, at a uniform place in it, so
@@ -115,6 +120,8 @@ def step_table(deployment: Deployment, profile: Profile, draft: DraftModel | Non
         prefill_s=np.concatenate([[0.0], np.maximum.accumulate(times)]),
         prefill_context_slope=context_slope,
         provenance=f"{profile.provenance}: profile {profile.name}",
+        prefill_floor=deployment.limits.rules.eager_layer
+        * (deployment.model.layers + (draft.model.layers if draft else 0)),
     )
 
 
@@ -168,6 +175,8 @@ def build_service(
         )
     table = step_table(deployment, profile, draft, load.context)
     held = load.context + lookahead + deployment.limits.block_size / 2
+    if deployment.limits.rules.reserve_output:
+        held += load.output_to_come
     cap = int(min(deployment.limits.max_num_seqs, _sequences_held(kv_tokens, held, load.context_sd)))
     rounds = _rounds(table, load, draft, length)
     return Service(
@@ -179,7 +188,7 @@ def build_service(
         kv_tokens=kv_tokens,
         batch_cap=max(cap, 1),
         rounds=rounds,
-        **_prefills(table, load, rounds.length),
+        **_prefills(table, load, rounds, deployment.limits.rules.mixed_prefill),
         overshoot=_overshoot(rounds, draft),
     )
 
@@ -202,14 +211,23 @@ def _rounds(table: StepTable, load: Load, draft: DraftModel | None, length: int 
     return Schedule(np.full(len(batch), length), tokens, times[row])
 
 
-def _prefills(table: StepTable, load: Load, length: IntArray) -> dict[str, Any]:
-    """What prompts add to the steps of n = 1..N decoding sequences, attention of the spread of prompts included."""
-    decoding = np.arange(1, len(length) + 1) * (length + 1.0)
+def _prefills(table: StepTable, load: Load, rounds: Schedule, mixed: bool) -> dict[str, Any]:
+    """What prompts add to the steps of n = 1..N decoding sequences, attention of the spread of prompts included.
+
+    Apart from decoding they take a step of their own, which adds all its time to what the decoding sequences wait.
+    """
+    n, floor = np.arange(1, len(rounds.length) + 1), table.prefill_floor
+    decoding = n * (rounds.length + 1.0) if mixed else np.zeros(len(n))
+    decode_s = rounds.time if mixed else np.full(len(n), table.base[0, 0])
     spread = table.prefill_context_slope * (load.prompt_square - load.prompt**2) / 2
-    first = np.asarray(table.prefill_time(load.prompt, decoding=decoding)) + spread
-    further = np.asarray(table.prefill_time(load.prompt, decoding=decoding + load.prompt)) + spread
+    one = decode_s + np.asarray(table.prefill_time(load.prompt, decoding=decoding)) + spread
+    two = one + np.asarray(table.prefill_time(load.prompt, decoding=decoding + load.prompt)) + spread
     alone = float(table.base[0, 0] + table.prefill_time(load.prompt) + spread)
-    return {"first_s": first, "further_s": further, "alone_s": alone}
+    return {
+        "first_s": np.maximum(one, floor) - (decode_s if mixed else 0.0),
+        "further_s": np.maximum(two, floor) - np.maximum(one, floor),
+        "alone_s": max(alone, floor),
+    }
 
 
 def _overshoot(rounds: Schedule, draft: DraftModel | None) -> float:
@@ -226,6 +244,6 @@ def with_length(service: Service, load: Load, length: int) -> Service:
         service,
         rounds=rounds,
         schedule=np.concatenate([rounds.length[:1], rounds.length]),
-        **_prefills(service.table, load, rounds.length),
+        **_prefills(service.table, load, rounds, service.deployment.limits.rules.mixed_prefill),
         overshoot=_overshoot(rounds, service.draft),
     )

@@ -1,6 +1,6 @@
 """The engine of one replica: who is in the batch, how long a step takes, what each request gets.
 
-The scheduler is that of vLLM v1 with first-come-first-served order. One step:
+The scheduler is that of vLLM v1 with first-come-first-served order, unless ``Limits.rules`` say otherwise. One step:
 
 1. every running sequence whose prefill is complete decodes: it feeds its last token and gamma drafted ones;
    gamma follows the number of decoding sequences;
@@ -13,6 +13,27 @@ The scheduler is that of vLLM v1 with first-come-first-served order. One step:
    sequence emits the accepted drafts and one more, cut off at the requested output.
 
 Requests that arrive during a step wait for its end. Hardware is unknown here: times come from a :class:`StepTable`.
+
+Other rules (:class:`theory.specs.Rules`) change this, each by itself and together:
+
+* *scheduled ahead*: who joins step n + 1 is decided when step n starts, from the requests that have arrived, and the
+  slots and KV blocks that are free, by then; they get slot and blocks at once and compute nothing in step n. So a
+  request waits for the running step and for the one already scheduled. The token budget of step n + 1 is reckoned with
+  all that decode in step n or end their prefill in it, those that will end included. A sequence whose output is
+  complete at the end of step n is taken out of step n + 1, with drafts or without; its slot and blocks serve what is
+  decided at the start of step n + 1, which joins step n + 2. (An engine that learns of the end only then computes such
+  a sequence once more, in vain. That step is not modelled.) A step to which nobody was assigned is not run: the engine
+  decides anew and starts at once, so an idle replica does not make its first request wait.
+* *separate prefill*: a step with prompts decodes nothing, and goes first whenever a prompt can run. After a preemption
+  nobody is admitted before a sequence completes: else prompts would come back, overflow and go for ever.
+* *output reserved*: a request is admitted when blocks for its prompt, output and longest draft are free, and holds them
+  to its end. Nothing grows, nobody is preempted.
+* *streamed by k*: the client sees its first token when the k-th is emitted (or the last, of fewer); nothing else
+  changes.
+
+Whatever the rules, no two steps in a row are without a token emitted but while a prompt is computed in chunks, and each
+of these computes a token at least: the run stops with an error if more such steps follow than the longest request has
+tokens. Requests of no prompt or no output are no requests: :class:`.Workload` refuses them by row.
 
 Plain decoding jumps. Between two events (a completion, a prefill chunk, a preemption, an arrival that can be admitted)
 the batch of n sequences does not change and every one gains a token a step, so k steps take
@@ -88,6 +109,7 @@ class StepTable:
     F is the time of a step's matrix products and elementwise work as a function of its tokens, without attention, so
     that a prompt chunk that joins a decode step pays only for the tokens it adds. A step without decoding is n = 0,
     :math:`b_{g,0} + F(c) - F(0) + \ldots`; whatever it costs beyond F (host overhead) belongs into :math:`b_{g,0}`.
+    A step with prompt tokens takes ``prefill_floor`` at least: it is launched kernel by kernel.
 
     Raises
     ------
@@ -102,6 +124,7 @@ class StepTable:
     prefill_s: FloatArray  # F on that grid, non-decreasing; linear between, last slope kept beyond, (M,) [s]
     prefill_context_slope: float = 0.0  # p: attention of prompt tokens [s per token x cached token]
     provenance: str = ""  # measured / fitted / roofline / assumed, and from what
+    prefill_floor: float = 0.0  # least time of a step with prompt tokens in it [s]
 
     def __post_init__(self) -> None:
         lengths = np.array(self.draft_lengths, dtype=np.int64)
@@ -151,6 +174,12 @@ class StepTable:
             "prefill_context_slope",
             "must be finite and at least 0 [s/token^2]",
             self.prefill_context_slope,
+        )
+        require(
+            math.isfinite(self.prefill_floor) and self.prefill_floor >= 0,
+            "prefill_floor",
+            "must be finite and at least 0 [s]",
+            self.prefill_floor,
         )
 
     def round_time(self, batch: int, context: float, draft_length: int = 0) -> float:
@@ -203,7 +232,7 @@ class Records:
 
     arrival: FloatArray  # [s]
     admitted: FloatArray  # end of the wait in the queue: start of the first step it takes part in [s]
-    first_token: FloatArray  # [s]
+    first_token: FloatArray  # seen by the client [s]
     completion: FloatArray  # [s]
     prompt: IntArray  # [tokens]
     output: IntArray  # [tokens]
@@ -213,7 +242,7 @@ class Records:
     preemptions: IntArray  # [-]
     service_s: FloatArray  # share of the replica's busy time [s]
     refused: NDArray[np.bool_]  # larger than the whole KV cache
-    batch_s: FloatArray  # busy time with n decoding sequences, n = 0..max_num_seqs [s]
+    batch_s: FloatArray  # busy time with n sequences past their prefill, n = 0..max_num_seqs [s]
     busy_s: float  # time in steps [s]
     steps: int  # [-]
     end_s: float  # end of the last step [s]
@@ -255,7 +284,7 @@ def simulate(
     table : StepTable
         Times of steps, up to at least ``limits.max_num_seqs`` sequences.
     limits : Limits
-        ``max_num_seqs``, ``max_num_batched_tokens`` and ``block_size`` of the engine.
+        ``max_num_seqs``, ``max_num_batched_tokens``, ``block_size`` and ``rules`` of the engine.
     kv_tokens : int
         KV capacity of the replica [tokens]; rounded down to whole blocks.
     schedule : int or sequence
@@ -319,6 +348,7 @@ def simulate(
         table.prefill_tokens,
         table.prefill_s,
         float(table.prefill_context_slope),
+        float(table.prefill_floor),
     )
     longest = int(table.draft_lengths[rows].max())
     setting = _Setting(
@@ -330,6 +360,11 @@ def simulate(
         float(workload.think_time),
         np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))),
         longest,
+        bool(limits.rules.schedule_ahead),
+        limits.rules.mixed_prefill,
+        limits.rules.reserve_output,
+        int(limits.rules.stream_interval),
+        int((prompt + output).max()),
     )
     state = _new_state(_new_requests(arrival, prompt, output, acceptance, names), setting)
     _run(state, setting, times)
@@ -443,7 +478,7 @@ def _records(state: _State, workload: Workload, limits: Limits, blocks: int) -> 
         **{name: getattr(state.request, name) for name in _PER_REQUEST},
         batch_s=state.batch_s,
         busy_s=float(state.batch_s.sum()),
-        steps=int(state.counter[_STEPS]),
+        steps=int(state.counter[_STEPS] + state.counter[_APART]),
         end_s=float(state.clock[_NOW]),
         emitted=int(state.counter[_EMITTED]),
         kv_peak_tokens=int(state.counter[_KV_PEAK]) * limits.block_size,
@@ -473,6 +508,11 @@ class _Setting(NamedTuple):
     think: float  # [s]
     key: np.uint64  # of the acceptances
     longest: int  # greatest draft length of the schedule; 0: plain decoding, which jumps
+    ahead: bool  # who joins a step is fixed when the one before it starts
+    mixed: bool  # prompts join decode steps
+    whole: bool  # KV blocks are reserved to the last token at admission
+    stream: int  # the client sees the first token with this one
+    patience: int  # steps in a row that may emit nothing
 
 
 class _Times(NamedTuple):
@@ -483,6 +523,7 @@ class _Times(NamedTuple):
     grid: FloatArray
     token_s: FloatArray
     pair_s: float
+    floor: float  # of a step with prompt tokens [s]
 
 
 class _Requests(NamedTuple):
@@ -534,6 +575,7 @@ _SLOT = np.dtype(
         ("born", np.int64),
         ("goal", np.int64),  # tokens in the KV cache when the output is complete
         ("drafted", np.int64),  # `_GAMMAS` when it began to decode
+        ("seen", np.int64),  # tokens in the KV cache when the client sees the first one; 0: it has
         ("share", np.float64),  # `_SHARE` when it began to decode
         ("log_alpha", np.float64),
         ("name", np.uint64),  # of its draws
@@ -541,7 +583,10 @@ _SLOT = np.dtype(
 )
 # places in `counter`
 _RUNNING, _DECODING, _HEAPED, _HEAD, _WAITING, _NEXT, _KNOWN, _DONE = range(8)
-_USED, _KV_PEAK, _STEPS, _CHUNKED, _CONTEXT, _GAMMAS, _TURN, _EMITTED, _COUNTERS = range(8, 17)
+_USED, _KV_PEAK, _STEPS, _CHUNKED, _CONTEXT, _GAMMAS, _TURN, _EMITTED = range(8, 16)
+# `_STEPS` are those that decode where prompts may join them; `_APART` those of prompts alone where they may not;
+# `_DUE` is the step with which the next client sees its first token; `_QUIET` counts steps that emit nothing
+_APART, _HALTED, _DUE, _QUIET, _COUNTERS = range(16, 21)
 # places in `clock`; a sequence that decodes from one value of `_SHARE` to another has used their difference of time
 _NOW, _CLEAR, _SHARE, _CLOCKS = range(4)
 
@@ -593,7 +638,7 @@ def _token_time(grid: FloatArray, token_s: FloatArray, tokens: float) -> float:
 
 @_inlined
 def _decode_time(s: _State, t: _Times, n: int, steps: int) -> float:
-    """T(k) of n decoding sequences that gain a token a step [s]."""
+    """T(k) of n > 0 decoding sequences that gain a token a step [s]."""
     row = t.row[n]
     slope = t.slope[row, n]
     first = t.base[row, n] + slope * s.counter[_CONTEXT]
@@ -613,7 +658,7 @@ def _cached(s: _State, j: int) -> int:
 
 @_inlined
 def _blocks_held(s: _State, p: _Setting, j: int, decoding: bool) -> int:
-    if decoding and p.longest == 0:
+    if decoding and p.longest == 0 and not p.whole:
         return _needed(_cached(s, j), p.block)
     return int(s.slot[j].held // p.block)
 
@@ -703,6 +748,19 @@ def _finish(s: _State, p: _Setting, now: float) -> None:
         _send(s, s.counter[_KNOWN], now + p.think)
 
 
+@_inlined
+def _at_most(s: _State, p: _Setting, i: int) -> int:
+    """Tokens that a request may hold in the KV cache, look-ahead included."""
+    r = s.request
+    return int(r.prompt[i] + (r.output[i] - 1 + p.longest if r.output[i] > 1 else 0))
+
+
+@_inlined
+def _blocks_to_admit(s: _State, p: _Setting, i: int) -> int:
+    """KV blocks that a waiting request needs to be admitted."""
+    return _needed(_at_most(s, p, i) if p.whole else s.request.target[i], p.block)
+
+
 @_compiled
 def _arrive(s: _State, p: _Setting) -> None:
     """Requests that have arrived by now join the queue; those larger than the whole cache are refused."""
@@ -712,8 +770,7 @@ def _arrive(s: _State, p: _Setting) -> None:
         if r.arrival[i] > s.clock[_NOW]:
             break
         s.counter[_NEXT] += 1
-        growth = r.output[i] - 1 + p.longest if r.output[i] > 1 else 0
-        if _needed(r.prompt[i] + growth, p.block) > p.blocks:
+        if _needed(_at_most(s, p, i), p.block) > p.blocks:
             r.refused[i] = True
             _finish(s, p, r.arrival[i])
             continue
@@ -736,8 +793,7 @@ def _admit(s: _State, p: _Setting, i: int, blocks: int) -> int:
     s.slot[j].turn = s.counter[_TURN]
     s.slot[j].held = blocks * p.block
     s.slot[j].computed = 0
-    if s.request.preemptions[i] == 0:
-        s.request.admitted[i] = s.clock[_NOW]
+    s.slot[j].chunk = 0
     return int(j)
 
 
@@ -752,6 +808,10 @@ def _join(s: _State, p: _Setting, j: int) -> None:
     s.slot[j].born = steps - r.rounds[i]
     s.slot[j].drafted = s.counter[_GAMMAS]
     s.slot[j].share = s.clock[_SHARE]
+    s.slot[j].seen = 0
+    if math.isnan(r.first_token[i]):
+        s.slot[j].seen = r.prompt[i] + min(p.stream, r.output[i]) - 1
+        s.counter[_DUE] = min(s.counter[_DUE], s.slot[j].seen - s.slot[j].origin)
     s.counter[_CONTEXT] += r.target[i]
     s.counter[_DECODING] += 1
     if p.longest == 0:
@@ -807,6 +867,7 @@ def _complete(s: _State, p: _Setting, j: int, decoding: bool) -> None:
         _leave(s, p, j)
     _release(s, p, j)
     s.request.completion[i] = s.clock[_NOW]
+    s.counter[_HALTED] = 0
     s.counter[_EMITTED] += s.request.output[i]
     _finish(s, p, s.clock[_NOW])
 
@@ -870,6 +931,8 @@ def _hold(s: _State, p: _Setting, t: _Times) -> None:
 def _grow(s: _State, p: _Setting, t: _Times) -> bool:
     """Reserve the blocks of this step; preempt until they fit. True: preempted."""
     preempted = False
+    if p.whole:
+        return preempted
     blocks = _growth(s, p, t)
     while s.counter[_USED] + blocks > p.blocks:
         _preempt_last(s, p)
@@ -887,28 +950,69 @@ def _take_chunk(s: _State, j: int, budget: int) -> int:
     s.slot[j].chunk = min(budget, s.request.target[s.slot[j].request] - s.slot[j].computed)
     s.chunked[s.counter[_CHUNKED]] = j
     s.counter[_CHUNKED] += 1
+    if math.isnan(s.request.admitted[s.slot[j].request]):
+        s.request.admitted[s.slot[j].request] = s.clock[_NOW]
     return int(budget - s.slot[j].chunk)
 
 
 @_inlined
+def _admissible(s: _State, p: _Setting) -> bool:
+    """Whether slot and KV blocks are free for the head of the queue."""
+    if s.counter[_WAITING] == 0 or s.counter[_RUNNING] == p.slots:
+        return False
+    return bool(s.counter[_USED] + _blocks_to_admit(s, p, s.waiting[s.counter[_HEAD]]) <= p.blocks)
+
+
+@_inlined
+def _admit_head(s: _State, p: _Setting) -> int:
+    """Admit the head of the queue; return its slot."""
+    i = s.waiting[s.counter[_HEAD]]
+    return _admit(s, p, i, _blocks_to_admit(s, p, i))
+
+
+@_inlined
 def _prefill(s: _State, p: _Setting, budget: int, admit: bool) -> None:
-    """Spend the budget on the prefill under way, then on waiting requests in order."""
+    """Spend the budget on prefill under way in the order of admission, then on waiting requests in order."""
     s.counter[_CHUNKED] = 0
-    if s.counter[_RUNNING] > s.counter[_DECODING] and budget > 0:
-        budget = _take_chunk(s, s.order[s.counter[_RUNNING] - 1], budget)
-    while admit and budget > 0 and s.counter[_WAITING] > 0 and s.counter[_RUNNING] < p.slots:
-        i = s.waiting[s.counter[_HEAD]]
-        blocks = _needed(s.request.target[i], p.block)
-        if s.counter[_USED] + blocks > p.blocks:
-            break
-        budget = _take_chunk(s, _admit(s, p, i, blocks), budget)
+    place = s.counter[_DECODING]
+    while budget > 0 and place < s.counter[_RUNNING]:
+        budget = _take_chunk(s, s.order[place], budget)
+        place += 1
+    while admit and budget > 0 and _admissible(s, p):
+        budget = _take_chunk(s, _admit_head(s, p), budget)
+
+
+@_compiled
+def _schedule_next(s: _State, p: _Setting, t: _Times) -> None:
+    """Admit those that will join the step after this one, as far as its token budget will reach."""
+    n = s.counter[_DECODING]
+    budget = p.budget
+    for place in range(s.counter[_DECODING], s.counter[_RUNNING]):
+        left = s.request.target[s.slot[s.order[place]].request] - s.slot[s.order[place]].computed
+        left -= s.slot[s.order[place]].chunk
+        budget -= left
+        n += left == 0
+    if p.mixed:
+        budget -= n * (t.gamma[t.row[n]] + 1)
+    while budget > 0 and _admissible(s, p):
+        j = _admit_head(s, p)
+        budget -= s.request.target[s.slot[j].request] - s.slot[j].computed
+
+
+@_compiled
+def _prompts_first(s: _State, p: _Setting) -> bool:
+    """Whether this is a step of prompts alone: one is under way, or can start now."""
+    if s.counter[_RUNNING] > s.counter[_DECODING]:
+        return True
+    now = not p.ahead or s.counter[_DECODING] == 0
+    return bool(now and s.counter[_HALTED] == 0 and _admissible(s, p))
 
 
 @_inlined
 def _steps_that_fit(s: _State, p: _Setting, n: int, most: int) -> int:
     """Steps, ``most`` at most, before the KV blocks run out; this one has its blocks already."""
     free = p.blocks - s.counter[_USED]
-    if n * _needed(most - 1, p.block) <= free:
+    if p.whole or n * _needed(most - 1, p.block) <= free:
         return most
     later = (free // n) * p.block  # in `block` steps each of the n sequences takes one block
     free -= (free // n) * n
@@ -952,6 +1056,8 @@ def _steps_to_event(s: _State, p: _Setting, t: _Times, n: int) -> int:
 @_inlined
 def _reserve_ahead(s: _State, p: _Setting, n: int, steps: int) -> None:
     """Count the blocks that ``steps`` more steps of plain decoding take."""
+    if p.whole:
+        return
     blocks = (steps // p.block) * n
     for later in range(steps % p.block):
         blocks += s.offsets[(s.counter[_STEPS] + 1 + later) % p.block]
@@ -977,16 +1083,38 @@ def _prefill_time(s: _State, t: _Times, n: int) -> tuple[float, int]:
 @_inlined
 def _pass_time(s: _State, t: _Times, n: int, steps: int) -> None:
     """Advance the clock and share the time among those who took part."""
-    decode = _decode_time(s, t, n, steps)
+    decode = _decode_time(s, t, n, steps) if n > 0 else t.base[t.row[0], 0]
     prefill, tokens = _prefill_time(s, t, n)
     if tokens > 0:
+        prefill = max(prefill, t.floor - decode)
         share = (prefill if n > 0 else prefill + decode) / tokens
         for place in range(s.counter[_CHUNKED]):
             j = s.chunked[place]
             s.request.service_s[s.slot[j].request] += share * s.slot[j].chunk
-    s.clock[_SHARE] = s.clock[_SHARE] + decode / n if n > 0 else 0.0  # from 0 when nobody holds a value: no rounding
-    s.batch_s[n] += decode + prefill
+    if n > 0:
+        s.clock[_SHARE] += decode / n
+    elif s.counter[_DECODING] == 0:
+        s.clock[_SHARE] = 0.0  # from 0 when nobody holds a value: no rounding
+    s.batch_s[s.counter[_DECODING]] += decode + prefill
     s.clock[_NOW] += decode + prefill
+
+
+@_compiled
+def _deliver(s: _State, t: _Times, n: int, steps: int, began: float) -> None:
+    """Plain decoding in blocks of the stream: clients see their first token within the steps just passed."""
+    next_due = np.iinfo(np.int64).max
+    for place in range(n):
+        j = s.order[place]
+        if s.slot[j].seen == 0:
+            continue
+        due = s.slot[j].seen - s.slot[j].origin - s.counter[_STEPS]
+        if due > steps:
+            next_due = min(next_due, s.counter[_STEPS] + due)
+            continue
+        at = s.clock[_NOW] if due == steps else began + _decode_time(s, t, n, due)
+        s.request.first_token[s.slot[j].request] = at
+        s.slot[j].seen = 0
+    s.counter[_DUE] = next_due
 
 
 @_inlined
@@ -1012,6 +1140,9 @@ def _draw(s: _State, p: _Setting, n: int, gamma: int) -> None:
             gain = _accepted(s.slot[j].log_alpha, gamma, _uniform(s.slot[j].name, steps - 1 - s.slot[j].born))
             s.slot[j].origin += gain
             s.counter[_CONTEXT] += gain
+        if s.slot[j].seen > 0 and s.slot[j].origin + steps >= s.slot[j].seen:
+            s.request.first_token[s.slot[j].request] = s.clock[_NOW]
+            s.slot[j].seen = 0
         if s.slot[j].origin + steps >= s.slot[j].goal:
             _complete(s, p, j, True)
         else:
@@ -1030,9 +1161,12 @@ def _end_chunks(s: _State, p: _Setting) -> None:
         j = s.chunked[place]
         i = s.slot[j].request
         s.slot[j].computed += s.slot[j].chunk
+        s.slot[j].chunk = 0
         if s.slot[j].computed < r.target[i]:
             break  # the budget ended here
-        if r.target[i] == r.prompt[i]:
+        s.counter[_QUIET] = 0
+        emitted = r.target[i] - r.prompt[i] + 1
+        if emitted >= min(p.stream, r.output[i]) and math.isnan(r.first_token[i]):
             r.first_token[i] = s.clock[_NOW]
         if r.target[i] >= r.prompt[i] + r.output[i] - 1:
             _close_gap(s, j)
@@ -1042,37 +1176,56 @@ def _end_chunks(s: _State, p: _Setting) -> None:
 
 
 @_inlined
-def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
+def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int, apart: bool) -> None:
     """Let ``steps`` steps of n decoding sequences pass, the chunks of a single one included."""
     gamma = t.gamma[t.row[n]]
+    began = s.clock[_NOW]
     if s.counter[_WAITING] == 0 and s.counter[_NEXT] < s.request.arrival.size:
-        s.clock[_CLEAR] = s.clock[_NOW] + _decode_time(s, t, n, steps - 1)
+        s.clock[_CLEAR] = began + _decode_time(s, t, n, steps - 1)
     if steps > 1:
         _reserve_ahead(s, p, n, steps - 1)
     s.counter[_KV_PEAK] = max(s.counter[_KV_PEAK], s.counter[_USED])
     _pass_time(s, t, n, steps)
-    s.counter[_STEPS] += steps
-    s.counter[_CONTEXT] += n * steps
-    s.counter[_GAMMAS] += gamma * steps
-    if p.longest == 0:
-        _complete_due(s, p)
+    s.counter[_QUIET] = 0 if n > 0 else s.counter[_QUIET] + 1
+    if apart:
+        s.counter[_APART] += 1
     else:
-        _draw(s, p, n, gamma)
+        if p.longest == 0 and p.stream > 1 and s.counter[_DUE] <= s.counter[_STEPS] + steps:
+            _deliver(s, t, n, steps, began)
+        s.counter[_STEPS] += steps
+        s.counter[_CONTEXT] += n * steps
+        s.counter[_GAMMAS] += gamma * steps
+        if p.longest == 0:
+            _complete_due(s, p)
+        else:
+            _draw(s, p, n, gamma)
     _end_chunks(s, p)
+    if s.counter[_QUIET] > p.patience:
+        raise RuntimeError("too many steps in which nobody gains a token: the scheduler is wrong")
 
 
 @_inlined
 def _step(s: _State, p: _Setting, t: _Times) -> None:
     """One step, or as many as pass before something happens."""
-    preempted = _grow(s, p, t)
-    n = s.counter[_DECODING]
-    _prefill(s, p, p.budget - n * (t.gamma[t.row[n]] + 1), not preempted)
+    apart = not p.mixed and _prompts_first(s, p)
+    preempted = False
+    if not apart:
+        preempted = _grow(s, p, t)
+    if preempted and not p.mixed:
+        s.counter[_HALTED] = 1
+    n = 0 if apart else s.counter[_DECODING]
+    admit = not preempted and s.counter[_HALTED] == 0
+    now = admit and (p.mixed or apart) and (not p.ahead or s.counter[_RUNNING] == 0)
+    _prefill(s, p, p.budget - n * (t.gamma[t.row[n]] + 1), now)
     if n == 0 and s.counter[_CHUNKED] == 0:  # not `assert`, which test runners rewrite and numba then refuses
         raise RuntimeError("a step in which nobody advances: the scheduler is wrong")
+    if p.ahead and admit:
+        _schedule_next(s, p, t)
     steps = 1
-    if p.longest == 0 and s.counter[_CHUNKED] == 0 and not preempted:  # after a preemption the next step may admit
+    idle = s.counter[_CHUNKED] == 0 and (not p.ahead or s.counter[_RUNNING] == s.counter[_DECODING])
+    if p.longest == 0 and idle and not preempted:  # after a preemption the next step may admit
         steps = _steps_to_event(s, p, t, n)
-    _advance(s, p, t, n, steps)
+    _advance(s, p, t, n, steps, apart)
 
 
 @_compiled

@@ -69,6 +69,7 @@ class Reference:
     clear_s: float = -math.inf
     steps: int = 0
     kv_peak: int = 0
+    halted: bool = False  # nobody is admitted before a sequence completes
     closest: float = math.inf  # least distance of an arrival from the end of a step that it was not at exactly [s]
 
     def gamma(self, n: int) -> int:
@@ -78,6 +79,14 @@ class Reference:
     def needed(self, tokens: int) -> int:
         """KV blocks of some tokens."""
         return -(-tokens // self.limits.block_size)
+
+    def most(self, r: Request) -> int:
+        """Tokens that a request may hold in the KV cache."""
+        return r.prompt + (r.output - 1 + self.longest if r.output > 1 else 0)
+
+    def need(self, r: Request) -> int:
+        """KV blocks for which admission waits."""
+        return self.needed(self.most(r) if self.limits.rules.reserve_output else r.target)
 
     def decoding(self) -> list[Request]:
         """Sequences that decode."""
@@ -105,8 +114,7 @@ class Reference:
             if r.arrival > self.now:
                 break
             self.coming.popleft()
-            growth = r.output - 1 + self.longest if r.output > 1 else 0
-            if self.needed(r.prompt + growth) > self.blocks:
+            if self.needed(self.most(r)) > self.blocks:
                 r.refused = True
                 self.finish(r.arrival)
             else:
@@ -136,25 +144,46 @@ class Reference:
             r.blocks = wanted[r.index]
         return preempted
 
+    def admissible(self) -> bool:
+        """Whether there is room for the head of the queue."""
+        if not self.waiting or len(self.running) == self.limits.max_num_seqs:
+            return False
+        return self.used() + self.need(self.waiting[0]) <= self.blocks
+
+    def admit(self) -> Request:
+        """The head of the queue gets a slot and blocks."""
+        r = self.waiting.popleft()
+        r.blocks = self.need(r)
+        self.running.append(r)
+        return r
+
     def chunks(self, budget: int, admit: bool) -> list[Request]:
         """Spend the budget on prefill: what is under way, then who waits."""
-        chunked = [r for r in self.running if not r.decodes and budget > 0]
-        for r in chunked:
+        chunked = []
+        for r in self.running:
+            if not r.decodes and budget > 0:
+                chunked.append(r)
+                r.chunk = min(budget, r.target - r.computed)
+                budget -= r.chunk
+        while admit and budget > 0 and self.admissible():
+            r = self.admit()
             r.chunk = min(budget, r.target - r.computed)
             budget -= r.chunk
-        while admit and budget > 0 and self.waiting and len(self.running) < self.limits.max_num_seqs:
-            need = self.needed(self.waiting[0].target)
-            if self.used() + need > self.blocks:
-                break
-            r = self.waiting.popleft()
-            r.blocks = need
-            if r.preemptions == 0:
-                r.admitted = self.now
-            r.chunk = min(budget, r.target)
-            budget -= r.chunk
-            self.running.append(r)
             chunked.append(r)
+        for r in chunked:
+            if math.isnan(r.admitted):
+                r.admitted = self.now
         return chunked
+
+    def decide_next(self) -> None:
+        """Scheduled ahead: who joins the next step, by what is known as this one starts."""
+        left = {r.index: r.target - r.computed - r.chunk for r in self.running if not r.decodes}
+        n = len(self.running) - sum(tokens > 0 for tokens in left.values())
+        decoding = n * (self.gamma(n) + 1) if self.limits.rules.mixed_prefill else 0
+        budget = self.limits.max_num_batched_tokens - decoding - sum(left.values())
+        while budget > 0 and self.admissible():
+            r = self.admit()
+            budget -= r.target - r.computed
 
     def duration(self, decoding: list[Request], chunked: list[Request]) -> tuple[float, float]:
         """Time of decoding and of prefill in this step [s]."""
@@ -165,27 +194,37 @@ class Reference:
         pairs = sum(r.chunk * (r.computed + 0.5 * r.chunk) for r in chunked)
         prefill = float(t.prefill_time(tokens, 0.0, n * (self.gamma(n) + 1)))
         prefill += t.prefill_context_slope * (pairs - 0.5 * tokens * tokens)  # prefill_time takes them for one prompt
-        return decode, prefill if tokens else 0.0
+        return decode, max(decode + prefill, t.prefill_floor) - decode if tokens else 0.0
 
     def emit(self, r: Request, tokens: int) -> None:
         """A request emits tokens; the complete one leaves."""
-        if r.emitted == 0:
-            r.first_token = self.now
         r.emitted = min(r.output, r.emitted + tokens)
+        if r.emitted >= min(r.output, self.limits.rules.stream_interval) and math.isnan(r.first_token):
+            r.first_token = self.now
         if r.emitted == r.output:
             r.completion = self.now
+            self.halted = False
             r.blocks = 0
             self.running.remove(r)
             self.finish(self.now)
 
     def step(self, batch_s: list[float]) -> None:
         """One step."""
-        preempted = self.grow()
-        decoding = self.decoding()
+        rules, past = self.limits.rules, len(self.decoding())  # sequences past their prefill
+        starting = self.admissible() and not self.halted and (not rules.schedule_ahead or past == 0)
+        apart = not rules.mixed_prefill and (past < len(self.running) or starting)
+        preempted = not apart and self.grow()
+        self.halted = self.halted or (preempted and not rules.mixed_prefill)
+        past = len(self.decoding())
+        decoding = [] if apart else self.decoding()
         n = len(decoding)
         gamma = self.gamma(n)
-        chunked = self.chunks(self.limits.max_num_batched_tokens - n * (gamma + 1), not preempted)
+        may = not preempted and not self.halted
+        now = may and (rules.mixed_prefill or apart) and (not rules.schedule_ahead or not self.running)
+        chunked = self.chunks(self.limits.max_num_batched_tokens - n * (gamma + 1), now)
         assert decoding or chunked
+        if rules.schedule_ahead and may:
+            self.decide_next()
         self.kv_peak = max(self.kv_peak, self.used())
         if not self.waiting and (self.coming or self.unsent):
             self.clear_s = self.now
@@ -196,7 +235,7 @@ class Reference:
         for r in chunked:
             r.service_s += (prefill if n else prefill + decode) * r.chunk / tokens
         self.now += decode + prefill
-        batch_s[n] += decode + prefill
+        batch_s[past] += decode + prefill
         self.steps += 1
         for r in decoding:
             hits = accepted(r, gamma)

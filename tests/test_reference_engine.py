@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +17,7 @@ from scipy.stats import ks_2samp
 
 from simulator.engine import Records, StepTable, simulate
 from simulator.workload import Workload
-from theory.specs import Limits
+from theory.specs import Limits, Rules
 
 
 def load() -> ModuleType:
@@ -104,6 +106,36 @@ def test_speculation_has_the_same_draws(
     check_same(simulate(work, steps, limits, kv, schedule, alpha, seed), expected)
 
 
+@pytest.mark.parametrize(("ahead", "mixed", "reserve"), list(product([0, 1], [True, False], [True, False])))
+def test_every_combination_of_rules_is_the_same_to_rounding(ahead: int, mixed: bool, reserve: bool) -> None:
+    @settings(deadline=None, max_examples=60)
+    @given(
+        scenario=scenarios(),
+        stream=st.sampled_from([1, 1, 2, 7, 1000]),
+        floor=st.sampled_from([0.0, 0.0317]),
+        schedule=st.one_of(st.just(0), st.just(0), st.lists(st.sampled_from(GAMMAS), min_size=9, max_size=9)),
+    )
+    def compare(scenario: tuple[Workload, Limits, int], stream: int, floor: float, schedule: int | list[int]) -> None:
+        work, limits, kv = scenario
+        steps = replace(table(limits.max_num_seqs), prefill_floor=floor)
+        ruled = replace(limits, rules=Rules(ahead, mixed, reserve, stream))
+        expected, closest = reference(work, steps, ruled, kv, schedule, 0.7, 1)
+        assume(closest > TIE)
+        check_same(simulate(work, steps, ruled, kv, schedule, 0.7, 1), expected)
+
+    compare()
+
+
+@pytest.mark.parametrize("rules", [Rules(1), Rules(0, False), Rules(1, False), Rules(0, True, True)])
+def test_the_comparison_of_rules_can_fail(rules: Rules) -> None:
+    """Under load each rule changes when somebody completes, so that agreement is not agreement of the same thing."""
+    rng = np.random.default_rng(5)
+    work = Workload(np.cumsum(rng.exponential(0.1, 60)), rng.integers(1, 90, 60), rng.integers(1, 60, 60))
+    limits, steps = Limits(max_num_seqs=8, max_num_batched_tokens=64, block_size=4), table(8)
+    other = reference(work, steps, replace(limits, rules=rules), 400)[0]
+    assert not np.allclose(simulate(work, steps, limits, 400).completion, other.completion, rtol=1e-9, atol=1e-9)
+
+
 @settings(deadline=None, max_examples=40)
 @given(rate=st.floats(0.1, 3.0), seed=st.integers(0, 10**6), slope=st.sampled_from([0.0, 1e-7, 1e-4]))
 def test_an_arrival_is_seen_at_the_step_on_which_stepping_sees_it(rate: float, seed: int, slope: float) -> None:
@@ -137,10 +169,11 @@ def test_scenarios_reach_preemption_chunks_and_refusals() -> None:
     assert min(seen.values()) >= 20, seen
 
 
-def test_times_under_speculation_have_the_same_law() -> None:
+@pytest.mark.parametrize("rules", [Rules(), Rules(1), Rules(1, False), Rules(1, True, True, 20)])
+def test_times_under_speculation_have_the_same_law(rules: Rules) -> None:
     """Other seeds in the two engines: Kolmogorov-Smirnov on the time of a burst, and a control that must be seen."""
     work = Workload([0.0, 0.1, 0.15], [20, 30, 40], [60, 40, 50])
-    steps, limits = table(4), Limits(max_num_seqs=4, max_num_batched_tokens=40, block_size=4)
+    steps, limits = table(4), Limits(max_num_seqs=4, max_num_batched_tokens=40, block_size=4, rules=rules)
 
     def ends(seeds: range, alpha: float) -> np.ndarray:
         return np.array([simulate(work, steps, limits, 200, 4, alpha, seed).end_s for seed in seeds])
@@ -150,12 +183,12 @@ def test_times_under_speculation_have_the_same_law() -> None:
     assert ks_2samp(ends(range(1000, 2000), 0.6), expected).pvalue < 1e-6
 
 
-@pytest.mark.parametrize("gamma", [0, 4])
-def test_long_runs_lose_no_digits(gamma: int) -> None:
+@pytest.mark.parametrize(("gamma", "rules"), [(0, Rules()), (4, Rules()), (0, Rules(1, True, False, 20))])
+def test_long_runs_lose_no_digits(gamma: int, rules: Rules) -> None:
     """A thousand requests, tight KV: no drift between sums over jumps and sums over steps."""
     rng = np.random.default_rng(3)
     work = Workload(np.cumsum(rng.exponential(0.45, 1000)), rng.integers(1, 400, 1000), rng.integers(1, 200, 1000))
-    steps, limits = table(16, 1e-6), Limits(max_num_seqs=16, max_num_batched_tokens=128)
+    steps, limits = table(16, 1e-6), Limits(max_num_seqs=16, max_num_batched_tokens=128, rules=rules)
     run = simulate(work, steps, limits, 900, gamma, 0.7)
     expected, closest = reference(work, steps, limits, 900, gamma, 0.7)
     assert closest > TIE

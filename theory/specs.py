@@ -101,17 +101,56 @@ class Transformer:
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """What an engine's scheduler does within its limits. The defaults: vLLM v1 that schedules each step when it starts.
+
+    Rules travel inside :class:`Limits`, so that whatever knows how much fits also knows what happens then. Host times
+    per step and sequence are part of step times; a scheduler that uses fewer slots than it has is a lower
+    ``max_num_seqs``.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range.
+    """
+
+    schedule_ahead: int = 0  # steps, 0 or 1, by which a batch is fixed before the running step has ended [-]
+    mixed_prefill: bool = True  # prompts join decode steps; else steps of prompts alone go first and decoding waits
+    reserve_output: bool = False  # KV of prompt, output and look-ahead reserved at admission; else grown, preempting
+    stream_interval: int = 1  # tokens the client receives at once: it sees the first with the k-th [tokens]
+    eager_layer: float = 0.0  # launch time of a layer in a step with prompts, which has no CUDA graph: a floor [s]
+
+    def __post_init__(self) -> None:
+        require(self.schedule_ahead in (0, 1), "schedule_ahead", "must be 0 or 1 [steps]", self.schedule_ahead)
+        require(
+            self.stream_interval >= 1 and self.stream_interval == int(self.stream_interval),
+            "stream_interval",
+            "must be an integer of at least 1 [tokens]",
+            self.stream_interval,
+        )
+        require(
+            math.isfinite(self.eager_layer) and self.eager_layer >= 0,
+            "eager_layer",
+            "must be finite and at least 0 [s]",
+            self.eager_layer,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """Engine limits of one replica, with the names and defaults of vLLM v1."""
+    """Engine limits of one replica, with the names and defaults of vLLM v1, and the rules applied within them."""
 
     max_num_seqs: int = 256  # sequences in one step
     max_num_batched_tokens: int = 8192  # tokens in one step
     gpu_memory_utilization: float = 0.90  # share of device memory the engine may fill [-]
     block_size: int = 16  # tokens in a KV block
     reserve: float = 2.5e9  # per GPU, activations, CUDA graphs and communication buffers [byte]; assumed
+    rules: Rules = Rules()
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            if field.name == "rules":
+                continue
             value = getattr(self, field.name)
             require(
                 math.isfinite(value) and (value > 0 or field.name == "reserve"),
