@@ -103,11 +103,13 @@ def fit_times(
     """
     from scipy.optimize import least_squares
 
-    require(1 <= len(free) <= 3 and set(free) <= set(TIMES), "free", f"must be one to three of {', '.join(TIMES)}", free)
+    require(
+        1 <= len(free) <= 3 and set(free) <= set(TIMES), "free", f"must be one to three of {', '.join(TIMES)}", free
+    )
     require(len(points) >= 2 * len(free), "points", f"must be at least {2 * len(free)}", len(points))
 
     def at(x: NDArray[np.float64]) -> EngineTimes:
-        return replace(start, **dict(zip(free, (START * x).tolist(), strict=True)))  # type: ignore[arg-type]
+        return replace(start, **dict(zip(free, (START * x).tolist(), strict=True)))
 
     def errors(x: NDArray[np.float64]) -> NDArray[np.float64]:
         said = [predict(p, at(x)) for p in points]
@@ -119,4 +121,3 @@ def fit_times(
     found = least_squares(errors, first, bounds=(0, np.inf), loss="soft_l1", f_scale=SOFT, diff_step=0.05, max_nfev=12)
     rows = f"{len(points)} serving points of {', '.join(sorted({p.model for p in points}))}; free: {', '.join(free)}"
     return replace(at(found.x), provenance="fitted", rows=rows)
-

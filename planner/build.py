@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from calibration.engines import EngineTimes, engine_times
 from calibration.profiles import serving_profile
 from simulator import workload as wl
 from simulator.workload import Workload
@@ -21,7 +22,6 @@ from theory.specs import Accelerator, Deployment, Limits, Rules, Transformer, ch
 from theory.work import parameters
 
 from .predict import DraftModel
-from .presets import HOST_TIMES
 from .scenario import DraftChoice, Engine, Lengths, Quality, Scenario, TierChoice
 
 
@@ -58,19 +58,36 @@ class Problem:
     def limits(self) -> Limits:
         """Engine limits of every replica."""
         engine = self.scenario.engine
-        return Limits(
-            engine.max_num_seqs,
-            engine.max_num_batched_tokens,
-            engine.gpu_memory_utilization,
-            engine.block_size,
-            rules=Rules(
-                engine.schedule_ahead,
-                engine.mixed_prefill,
-                engine.reserve_output,
-                engine.stream_interval,
-                engine.eager_layer_s,
-            ),
-        )
+        return limits_of(engine, times_of(engine, self.accelerator))
+
+
+def times_of(engine: Engine, gpu: Accelerator) -> EngineTimes:
+    """Return the times an engine adds to the kernels: those given, those of its preset where none is."""
+    fields = {"step": "host_step_s", "layer": "host_layer_s", "sequence": "host_sequence_s"}
+    fields |= {"eager_layer": "eager_layer_s"}
+    if engine.preset is None:
+        return EngineTimes("", gpu.name, **{t: getattr(engine, f) for t, f in fields.items()}, provenance="assumed")
+    given = {t: getattr(engine, f) for t, f in fields.items() if f in engine.model_fields_set}
+    return replace(engine_times(engine.preset, gpu.name), **given)
+
+
+def limits_of(engine: Engine, times: EngineTimes) -> Limits:
+    """Return the limits and rules of an engine."""
+    return Limits(
+        engine.max_num_seqs,
+        engine.max_num_batched_tokens,
+        engine.gpu_memory_utilization,
+        engine.block_size,
+        engine.reserve_bytes,
+        Rules(
+            engine.schedule_ahead,
+            engine.mixed_prefill,
+            engine.reserve_output,
+            engine.stream_interval,
+            times.eager_layer,
+            engine.memory_left,
+        ),
+    )
 
 
 def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: int | None = None) -> Problem:
@@ -102,7 +119,10 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
     return Problem(
         scenario=scenario,
         accelerator=gpu,
-        profile=_with_host(serving_profile(gpu, profile or scenario.fleet.profile), scenario.engine),
+        profile=_with_host(
+            serving_profile(gpu, profile or scenario.fleet.profile, scenario.engine.preset or "vllm"),
+            times_of(scenario.engine, gpu),
+        ),
         models=models,
         drafts=tuple(
             tuple(_draft(choice, target, folder) for choice in tier.drafts)
@@ -115,14 +135,18 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
     )
 
 
-def _with_host(profile: Profile, engine: Engine) -> Profile:
-    """Return the profile with the host times of the scenario's engine added to its own; those of the preset if none."""
+def _with_host(profile: Profile, times: EngineTimes) -> Profile:
+    """Return the profile with the host times of the engine added to its own; those of a preset only if it has none."""
     own = profile.efficiency
-    step, sequence = own.host_step + engine.host_step_s, own.host_sequence + engine.host_sequence_s
-    given = engine.model_fields_set & {"host_step_s", "host_sequence_s"}
-    if engine.preset is not None and not given and step == sequence == 0:
-        step, sequence = HOST_TIMES[engine.preset]
-    return replace(profile, efficiency=replace(own, host_step=step, host_sequence=sequence))
+    if times.engine and own.host_step + own.host_layer + own.host_sequence > 0:
+        return profile
+    added = replace(
+        own,
+        host_step=own.host_step + times.step,
+        host_layer=own.host_layer + times.layer,
+        host_sequence=own.host_sequence + times.sequence,
+    )
+    return replace(profile, efficiency=added)
 
 
 def _model(name: str, folder: Path) -> Transformer:

@@ -12,6 +12,7 @@ from calibration.serving import Prediction, ServingPoint
 from simulator.engine import Records, simulate
 from simulator.workload import Workload
 from theory.catalog import accelerator, model
+from theory.errors import require
 from theory.latency import Profile
 from theory.memory import kv_capacity_tokens
 from theory.specs import Deployment
@@ -41,8 +42,14 @@ def predict_point(
     InputError
         If the weights do not fit, or no request fits the KV cache.
     """
-    chosen = profile if isinstance(profile, Profile) else serving_profile(accelerator(point.accelerator), profile, point.engine)
-    run = _run(point, with_times(chosen, own := times or engine_times(point.engine, point.accelerator)), own)
+    chosen = (
+        profile
+        if isinstance(profile, Profile)
+        else serving_profile(accelerator(point.accelerator), profile, point.engine)
+    )
+    own = times or engine_times(point.engine, point.accelerator)
+    run = _run(point, with_times(chosen, own), own)
+    require(not run.refused.any(), "csv", "must hold points whose requests fit the KV cache", point.name)
     ttft = run.first_token - run.arrival
     tpot = (run.completion - run.first_token) / np.maximum(run.output - 1, 1)
     return Prediction(float(ttft.mean()), float(tpot.mean()))
@@ -60,12 +67,11 @@ def deployed(point: ServingPoint, times: EngineTimes) -> Deployment:
     given: dict[str, object] = {
         "preset": point.engine,
         "max_num_seqs": max(point.clients - protocol.slots_below_clients, 1),
-        "eager_layer_s": times.eager_layer,
         **protocol.settings,
     }
     if protocol.prompts_per_step:
         given["max_num_batched_tokens"] = protocol.prompts_per_step * point.prompt + point.clients + BUDGET_MARGIN
-    limits = limits_of(Engine.model_validate(given))
+    limits = limits_of(Engine.model_validate(given), times)
     gpu = accelerator(point.accelerator)
     return Deployment(model(point.model), gpu, point.tp, point.precision, protocol.kv_precision, limits)
 

@@ -169,7 +169,8 @@ class Efficiency:
     reduce_hop: float = 0.2e-6  # additional time per further GPU [s]
     link_bandwidth: float = 0.65  # share of link bandwidth in an all-reduce [-]
     host_step: float = 0.0  # host time of a step that kernels do not hide [s]
-    host_sequence: float = 0.0  # the same per sequence of the step [s]
+    host_layer: float = 0.0  # gaps between the kernels of a layer that no kernel has in its own time [s]
+    host_sequence: float = 0.0  # host time per sequence of the step [s]
     eager_layer: float = 0.0  # launch time of one layer without CUDA graphs; 0 with them [s]
 
     def __post_init__(self) -> None:
@@ -788,13 +789,15 @@ def allreduce_time(
 def overhead_time(layers: int, work: Pass, kernels: Array, efficiency: Efficiency) -> Array:
     r"""Return what the engine adds to the kernels [s].
 
-    .. math:: T = t_\text{step} + t_\text{seq} B + \max(0, L t_\text{eager} - T_\text{kernels})
+    .. math:: T = t_\text{step} + L t_\text{layer} + t_\text{seq} B + \max(0, L t_\text{eager} - T_\text{kernels})
 
-    An eager engine that launches a layer slower than the GPU computes it waits for the host; CUDA graphs do not.
+    Kernels of one CUDA graph still follow each other with gaps that their own times do not hold. An eager engine that
+    launches a layer slower than the GPU computes it waits for the host; CUDA graphs do not.
     """
     sequences = np.asarray(work.sequences, float) + work.prompts
     waits = np.maximum(0.0, layers * efficiency.eager_layer - kernels)
-    time: Array = efficiency.host_step + efficiency.host_sequence * sequences + waits
+    fixed = efficiency.host_step + layers * efficiency.host_layer
+    time: Array = fixed + efficiency.host_sequence * sequences + waits
     return time
 
 
