@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from theory.errors import require
-from theory.latency import PROVENANCES, Profile, Provenance
+from theory.latency import FEEDS, KERNEL_TIMES, PROVENANCES, SHARES, Efficiency, Profile, Provenance
 
 from .serving import Prediction, ServingPoint
 
 FILE = Path(__file__).parent / "engines.toml"
 TIMES = ("step", "layer", "sequence", "eager_layer")
+FREE = (*TIMES, "kernels")
 TTFT_WEIGHT = 0.3  # of an error of TTFT against one of TPOT: the protocol is in it as much as the engine [-]; assumed
 SOFT = 0.05  # error of ln(time) from which a point counts less than its square [-]; assumed
 START = 1e-4  # where a fitted time starts, and the size of its steps [s]
@@ -39,6 +40,7 @@ class EngineTimes:
     layer: float  # gaps between the kernels of a layer that no kernel table has [s]
     sequence: float  # host time per sequence of a step [s]
     eager_layer: float  # launch time of a layer in a step with prompts, its floor [s]
+    kernels: float = 1.0  # times of its kernels against those of the profile [-]
     provenance: Provenance = "fitted"
     rows: str = ""
     source: str = ""
@@ -48,6 +50,7 @@ class EngineTimes:
         for name in TIMES:
             value = getattr(self, name)
             require(bool(np.isfinite(value)) and value >= 0, name, "must be finite and at least 0 [s]", value)
+        require(0.5 <= self.kernels <= 2, "kernels", "must lie in [0.5, 2] [-]", self.kernels)
         known = ", ".join(PROVENANCES)
         require(self.provenance in PROVENANCES, "provenance", f"must be one of {known}", self.provenance)
 
@@ -79,9 +82,23 @@ def engine_times(engine: str, accelerator: str) -> EngineTimes:
 
 
 def with_times(profile: Profile, times: EngineTimes) -> Profile:
-    """Return the profile with the host times of an engine in the place of its own; kernels stay."""
-    own = replace(profile.efficiency, host_step=times.step, host_layer=times.layer, host_sequence=times.sequence)
+    """Return the profile with the host times of an engine in the place of its own, its kernels that much slower."""
+    own = slower(profile.efficiency, times.kernels)
+    own = replace(own, host_step=times.step, host_layer=times.layer, host_sequence=times.sequence)
     return replace(profile, efficiency=own)
+
+
+def slower(efficiency: Efficiency, factor: float) -> Efficiency:
+    """Return efficiencies with which every kernel takes ``factor`` times as long; a share stops at its datasheet.
+
+    Examples
+    --------
+    >>> slower(Efficiency(), 2.0).gemm_bandwidth / Efficiency().gemm_bandwidth
+    0.5
+    """
+    longer = {name: getattr(efficiency, name) * factor for name in KERNEL_TIMES}
+    rates = {name: getattr(efficiency, name) / factor for name in (*SHARES, *FEEDS)}
+    return replace(efficiency, **longer, **{n: min(r, 1.0) if n in SHARES else r for n, r in rates.items()})
 
 
 def fit_times(
@@ -103,13 +120,13 @@ def fit_times(
     """
     from scipy.optimize import least_squares
 
-    require(
-        1 <= len(free) <= 3 and set(free) <= set(TIMES), "free", f"must be one to three of {', '.join(TIMES)}", free
-    )
+    require(1 <= len(free) <= 3 and set(free) <= set(FREE), "free", f"must be one to three of {', '.join(FREE)}", free)
     require(len(points) >= 2 * len(free), "points", f"must be at least {2 * len(free)}", len(points))
 
     def at(x: NDArray[np.float64]) -> EngineTimes:
-        return replace(start, **dict(zip(free, (START * x).tolist(), strict=True)))
+        return replace(
+            start, **{n: v * (1.0 if n == "kernels" else START) for n, v in zip(free, x.tolist(), strict=True)}
+        )
 
     def errors(x: NDArray[np.float64]) -> NDArray[np.float64]:
         said = [predict(p, at(x)) for p in points]
@@ -117,7 +134,8 @@ def fit_times(
         ttft = [np.log(s.ttft_s / p.ttft_s) for s, p in zip(said, points, strict=True)]
         return np.concatenate([tpot, TTFT_WEIGHT * np.array(ttft)])
 
-    first = [max(getattr(start, name) / START, 0.1) for name in free]
-    found = least_squares(errors, first, bounds=(0, np.inf), loss="soft_l1", f_scale=SOFT, diff_step=0.05, max_nfev=12)
+    first = [1.0 if name == "kernels" else max(getattr(start, name) / START, 0.1) for name in free]
+    bounds = np.array([(0.5, 2.0) if name == "kernels" else (0.0, np.inf) for name in free]).T
+    found = least_squares(errors, first, bounds=bounds, loss="soft_l1", f_scale=SOFT, diff_step=0.05, max_nfev=12)
     rows = f"{len(points)} serving points of {', '.join(sorted({p.model for p in points}))}; free: {', '.join(free)}"
     return replace(at(found.x), provenance="fitted", rows=rows)

@@ -84,7 +84,7 @@ def serving_profile(accelerator: Accelerator, name: str | Path | None = None, en
 def fused(profile: Profile) -> Profile:
     """Return the profile for an engine that fuses element-wise work and fp8 rounding into its neighbours.
 
-    No thread block walks a whole row alone, and an fp8 product starts as a bf16 one does. Inferred from the serving rows
+    No thread block walks a whole row alone, and an fp8 product starts as a bf16 one does. Inferred from serving rows
     of TensorRT-LLM: with the kernels of vLLM the models of 32, 64 and 80 layers want different gaps between kernels,
     with fused ones those of 32 and 64 agree (studies/serving_rows).
     """

@@ -7,8 +7,8 @@ rows, with the rule and without it); seen in these rows only, not confirmed by a
 
 Times (host, launches) are those of ``calibration/engines.toml``, by engine and accelerator.
 
-Not expressed by these fields: SGLang reserves a share of the coming output at admission and lowers it as it goes, where ours grows from
-nothing.
+Not expressed by these fields: SGLang reserves a share of the coming output at admission and lowers it as it goes, where
+ours grows from nothing.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ class Efficiency:
             require(math.isfinite(value) and value >= 0, spec.name, "must be finite and at least 0", value)
         for name in SHARES:
             require(0 < getattr(self, name) <= 1, name, "must lie in (0, 1] [-]", getattr(self, name))
-        for name in ("tile_feed", "fp8_feed", "kv_feed", "element_feed", "gemm_knee"):
+        for name in (*FEEDS, "gemm_knee"):
             require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
         for name in AT_LEAST_ONE:
             require(getattr(self, name) >= 1, name, "must be at least 1 [-]", getattr(self, name))
@@ -195,6 +195,11 @@ class Efficiency:
             require(getattr(self, name) <= 1, name, "must lie in [0, 1] [-]", getattr(self, name))
 
 
+KERNEL_TIMES = (  # fixed times of kernels
+    *("gemm_start", "split_start", "fp8_start", "attention_start", "kv_combine", "prefill_start"),
+    *("element_start", "element_row", "reduce_floor", "reduce_start", "reduce_hop"),
+)
+FEEDS = ("tile_feed", "fp8_feed", "kv_feed", "element_feed")  # rates of one SM
 AT_LEAST_ONE = ("gemm_stream", "kv_stream", "kv_split", "kv_split_ungrouped")
 SHARES = (
     "gemm_bandwidth",
