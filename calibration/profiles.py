@@ -6,6 +6,7 @@ import dataclasses
 import os
 import tempfile
 import tomllib
+from functools import cache
 from pathlib import Path
 
 from theory.catalog import accelerator as _accelerator
@@ -44,9 +45,20 @@ def load_profile(name: str | Path) -> Profile:
     >>> load_profile("h100-sxm").accelerator
     'h100-sxm'
     """
-    path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
+    if str(name).endswith(".toml"):
+        return _read(Path(name))
+    return _shipped(str(name))
+
+
+@cache
+def _shipped(name: str) -> Profile:
+    return _read(FOLDER / f"{name}.toml")
+
+
+def _read(path: Path) -> Profile:
     if not path.is_file():
-        refuse("profile", f"must be one of {', '.join(available_profiles())}, or a path to a .toml file", str(name))
+        known, given = ", ".join(available_profiles()), path.stem if path.parent == FOLDER else str(path)
+        refuse("profile", f"must be one of {known}, or a path to a .toml file", given)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
