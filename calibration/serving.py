@@ -27,7 +27,8 @@ from .validate import WORST, error_summary
 PROTOCOLS = Path(__file__).parent / "protocols.toml"
 MILLISECOND = 1e-3  # [s]
 TEXT = ("id", "backend", "backend_version", "model_path", "system", "precision", "mode")
-NUMBERS = ("isl", "osl", "batch_size", "tp_size", "silicon_ttft_ms", "silicon_tpot_ms")
+WHOLE = ("isl", "osl", "batch_size", "tp_size")
+NUMBERS = (*WHOLE, "silicon_ttft_ms", "silicon_tpot_ms")
 Apart = Literal["", "suspect", "saturated"]
 
 
@@ -82,15 +83,15 @@ class SetApart:
     least_clients: int = 0  # [-]
     least_tp: int = 0  # [GPUs]
 
-    def holds(self, row: dict[str, str]) -> bool:
-        """Return whether a row is one of them."""
+    def holds(self, row: dict[str, str], sizes: dict[str, float]) -> bool:
+        """Return whether a row, with its numbers by column, is one of them."""
         return (
             self.engine == row["backend"]
             and self.model_path in ("", row["model_path"])
             and self.version in ("", row["backend_version"])
             and (self.precision is None or self.precision == row["precision"])
-            and float(row["batch_size"] or 0) >= self.least_clients
-            and float(row["tp_size"] or 0) >= self.least_tp
+            and sizes["batch_size"] >= self.least_clients
+            and sizes["tp_size"] >= self.least_tp
         )
 
 
@@ -184,11 +185,12 @@ def read_serving(path: Path, protocols: Path = PROTOCOLS) -> Serving:
     skipped: Counter[str] = Counter()
     for line, row in zip(table.index, _records(table), strict=True):
         reason = _not_served(row)
-        protocol = None if reason else _protocol(row, rules)
+        sizes = {} if reason else {name: _number(row, name, line, whole=name in WHOLE) for name in NUMBERS}
+        protocol = None if reason else _protocol(row, sizes, rules)
         if protocol is None:
             skipped[reason or f"no protocol for engine {row['backend']}"] += 1
             continue
-        points.append(_point(row, protocol, _apart(row, apart), line))
+        points.append(_point(row, sizes, protocol, next((a.kind for a in apart if a.holds(row, sizes)), ""), line))
     require(bool(points), "csv", "must hold points of dense models of the catalogue", dict(skipped))
     return Serving(tuple(points), dict(skipped))
 
@@ -229,29 +231,23 @@ def _not_served(row: dict[str, str]) -> str:
         return f"model not in the catalogue: {row['model_path']}"
     if row["system"].replace("_", "-") not in accelerators():
         return f"accelerator not in the catalogue: {row['system']}"
-    if float(row.get("pp_size") or 1) > 1:
+    if row.get("pp_size", "") not in ("", "1", "1.0"):
         return "pipeline parallel"
     return ""
 
 
-def _protocol(row: dict[str, str], rules: Sequence[Protocol]) -> Protocol | None:
+def _protocol(row: dict[str, str], sizes: dict[str, float], rules: Sequence[Protocol]) -> Protocol | None:
     """Return the first protocol that is made for a row."""
-    sizes = {"prompt": row["isl"], "output": row["osl"], "tp": row["tp_size"], "clients": row["batch_size"]}
+    named = {"prompt": "isl", "output": "osl", "tp": "tp_size", "clients": "batch_size"}
     for rule in rules:
         same = rule.engine == row["backend"] and rule.model in ("", catalogue_model(row["model_path"]))
         same = same and rule.accelerator in ("", row["system"].replace("_", "-"))
-        if same and all(float(sizes[name] or 0) in values for name, values in rule.only.items()):
+        if same and all(sizes[named[name]] in values for name, values in rule.only.items()):
             return rule
     return None
 
 
-def _apart(row: dict[str, str], rules: Sequence[SetApart]) -> Apart:
-    return next((rule.kind for rule in rules if rule.holds(row)), "")
-
-
-def _point(row: dict[str, str], protocol: Protocol, apart: Apart, line: int) -> ServingPoint:
-    clients, tp, prompt, output = (_number(row, c, line, whole=True) for c in ("batch_size", "tp_size", "isl", "osl"))
-    ttft, tpot = (_number(row, c, line) * MILLISECOND for c in ("silicon_ttft_ms", "silicon_tpot_ms"))
+def _point(row: dict[str, str], sizes: dict[str, float], protocol: Protocol, apart: Apart, line: int) -> ServingPoint:
     given = row["precision"]
     require(given in ("", *PRECISION_BYTES), f"line {line}, precision", f"must be {', '.join(PRECISION_BYTES)}", given)
     precision: Precision = "fp8" if (given or protocol.precision) == "fp8" else "bf16"
@@ -262,12 +258,12 @@ def _point(row: dict[str, str], protocol: Protocol, apart: Apart, line: int) -> 
         model=catalogue_model(row["model_path"]),
         accelerator=row["system"].replace("_", "-"),
         precision=precision,
-        tp=int(tp),
-        clients=int(clients),
-        prompt=int(prompt),
-        output=int(output),
-        ttft_s=ttft,
-        tpot_s=tpot,
+        tp=int(sizes["tp_size"]),
+        clients=int(sizes["batch_size"]),
+        prompt=int(sizes["isl"]),
+        output=int(sizes["osl"]),
+        ttft_s=sizes["silicon_ttft_ms"] * MILLISECOND,
+        tpot_s=sizes["silicon_tpot_ms"] * MILLISECOND,
         protocol=protocol,
         apart=apart,
     )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from calibration.engines import FILE, TIMES, EngineTimes, engine_times, fit_times
+from calibration.engines import FILE, TIMES, EngineTimes, fit_times
 from calibration.profiles import serving_profile
 from calibration.readers import read_aiconfigurator
 from calibration.serving import Prediction, ServingPoint, compare, plot_points, read_serving, summaries
@@ -199,9 +199,9 @@ def page(result: dict[str, Any], reached: dict[str, float]) -> str:
     lines = [
         "# Measured serving points",
         "",
-        "**Claim.** Mean TPOT and TTFT of closed loops on vLLM and TensorRT-LLM (Llama-3.1-8B and 70B, Qwen3-32B; H100 and",
-        "H200) are predicted within 6 % and 20 % (MAPE), 12 % without the points whose server's front end was full, with at",
-        "most three engine times fitted on other points; TPOT within 8 % with nothing fitted.",
+        "**Claim.** Mean TPOT and TTFT of closed loops on vLLM and TensorRT-LLM (Llama-3.1-8B and 70B, Qwen3-32B; H100",
+        "and H200) are predicted within 6 % and 20 % (MAPE), TTFT within 12 % without the points whose server's front end",
+        "was full, with at most three engine times fitted on other points; TPOT within 8 % with nothing fitted.",
         "",
         "| bar (MAPE) | reached | verdict |",
         "|---|---|---|",
@@ -216,37 +216,16 @@ def page(result: dict[str, Any], reached: dict[str, float]) -> str:
         "",
         "## By group",
         "",
-        "MAPE / median / bias in %. Left out: the model was not fitted on; where an engine has points of one model only on",
-        "an accelerator (70B on H200, Qwen3-32B on vLLM), the tensor-parallel degree was not.",
+        "MAPE / median / bias in %. Left out: the model was not fitted on; where an engine has points of one model only",
+        "on an accelerator (70B on H200, Qwen3-32B on vLLM), the tensor-parallel degree was not.",
         "",
         "| group | n | TPOT, left out | TTFT, left out | TPOT, in sample | TTFT, in sample | TPOT, nothing fitted |",
         "|---|---|---|---|---|---|---|",
     ]
     for g in result["by_group"]:
-        cells = [
-            triple(g[a][b])
-            for a, b in (
-                ("left_out", "tpot"),
-                ("left_out", "ttft"),
-                ("in_sample", "tpot"),
-                ("in_sample", "ttft"),
-                ("nothing_fitted", "tpot"),
-            )
-        ]
-        lines.append(
-            f"| {g['model']} {g['system']} {g['backend']} | {g['left_out']['tpot']['n']} | {' | '.join(cells)} |"
-        )
-    total = [
-        triple(result[a][b])
-        for a, b in (
-            ("left_out", "tpot"),
-            ("left_out", "ttft"),
-            ("in_sample", "tpot"),
-            ("in_sample", "ttft"),
-            ("nothing_fitted", "tpot"),
-        )
-    ]
-    lines.append(f"| all | {result['left_out']['tpot']['n']} | {' | '.join(total)} |")
+        name = f"{g['model']} {g['system']} {g['backend']}"
+        lines.append(f"| {name} | {g['left_out']['tpot']['n']} | {cells(g)} |")
+    lines.append(f"| all | {result['left_out']['tpot']['n']} | {cells(result)} |")
     part = result["left_out_without_full_front_ends"]
     lines.append(
         f"| without full front ends | {part['tpot']['n']} | {triple(part['tpot'])} | {triple(part['ttft'])} | | | |"
@@ -284,15 +263,35 @@ def page(result: dict[str, Any], reached: dict[str, float]) -> str:
 LIMITS = (
     "## What it does not say",
     "",
-    "- Nothing of the protocol is documented for the points of Qwen3-32B and Llama-3.1-8B: precision of the KV cache, token",
-    "  budget of a step and slots were inferred from these points (`calibration/protocols.toml` says which), as were",
-    "  schedule-ahead and the launch floor. Only the engine times are fitted out of sample; the structure is not.",
+    "- Nothing of the protocol is documented for the points of Qwen3-32B and Llama-3.1-8B: precision of the KV cache,",
+    "  token budget of a step and slots were inferred from these points (`calibration/protocols.toml` says which), as",
+    "  were schedule-ahead and the launch floor. Only the engine times are fitted out of sample; the structure is not.",
     "- TensorRT-LLM's fp8 and element-wise kernels were not measured: the profile of vLLM's, with fused ones assumed",
     "  (`calibration.profiles.fused`), stands for them.",
-    "- 28 points are set apart as suspect, with reasons in `calibration/protocols.toml`; mixtures of experts are not modelled.",
+    "- 28 points are set apart as suspect, with reasons in `calibration/protocols.toml`; mixtures of experts are not",
+    "  modelled.",
     "- 54 points of the 8B have a full front end (64 clients and more, TP 2 and more): TTFT there is too low by half.",
     "- Means only: the file has no quantiles, and TTFT of points at the limit of the KV cache is minutes.",
 )
+
+
+COLUMNS = (
+    ("left_out", "tpot"),
+    ("left_out", "ttft"),
+    ("in_sample", "tpot"),
+    ("in_sample", "ttft"),
+    ("nothing_fitted", "tpot"),
+)
+
+
+def cells(errors: dict[str, Any]) -> str:
+    """Return the cells of a row of the table."""
+    return " | ".join(triple(errors[how][time]) for how, time in COLUMNS)
+
+
+def verdict(name: str, bar: float, reached: float) -> str:
+    """Return a row of the table of bars."""
+    return f"| {name} <= {bar:.0%} | {reached:.1%} | {'holds' if reached <= bar else 'does not hold'} |"
 
 
 def triple(e: dict[str, float]) -> str:
