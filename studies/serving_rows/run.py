@@ -200,7 +200,7 @@ def page(result: dict[str, Any], reached: dict[str, float]) -> str:
         "# Measured serving points",
         "",
         "**Claim.** Mean TPOT and TTFT of closed loops on vLLM and TensorRT-LLM (Llama-3.1-8B and 70B, Qwen3-32B; H100",
-        "and H200) are predicted within 6 % and 20 % (MAPE), TTFT within 12 % without the points whose server's front end",
+        "and H200) are predicted within 6 % and 20 % (MAPE), TTFT within 12 % without points whose server's front end",
         "was full, with at most three engine times fitted on other points; TPOT within 8 % with nothing fitted.",
         "",
         "| bar (MAPE) | reached | verdict |",
@@ -216,8 +216,8 @@ def page(result: dict[str, Any], reached: dict[str, float]) -> str:
         "",
         "## By group",
         "",
-        "MAPE / median / bias in %. Left out: the model was not fitted on; where an engine has points of one model only",
-        "on an accelerator (70B on H200, Qwen3-32B on vLLM), the tensor-parallel degree was not.",
+        "MAPE / median / bias in %. Left out: the model was not fitted on; where an engine has points of one model",
+        "only on an accelerator (70B on H200, Qwen3-32B on vLLM), the tensor-parallel degree was not.",
         "",
         "| group | n | TPOT, left out | TTFT, left out | TPOT, in sample | TTFT, in sample | TPOT, nothing fitted |",
         "|---|---|---|---|---|---|---|",
@@ -254,9 +254,8 @@ def page(result: dict[str, Any], reached: dict[str, float]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in result["worst"]:
-        lines.append(
-            f"| {r['model']} | {r['backend']} | {r['tp']} | {r['clients']} | {r['prompt']} | {r['output']} | {r['tpot_error']:+.0%} | {r['ttft_error']:+.0%} |"
-        )
+        where = " | ".join(str(r[k]) for k in ("model", "backend", "tp", "clients", "prompt", "output"))
+        lines.append(f"| {where} | {r['tpot_error']:+.0%} | {r['ttft_error']:+.0%} |")
     return "\n".join([*lines, "", *LIMITS]) + "\n"
 
 
