@@ -21,7 +21,7 @@ TIMES = ("step", "layer", "sequence", "eager_layer")
 FREE = (*TIMES, "kernels")
 TTFT_WEIGHT = 0.3  # of an error of TTFT against one of TPOT: the protocol is in it as much as the engine [-]; assumed
 SOFT = 0.05  # error of ln(time) from which a point counts less than its square [-]; assumed
-START = 1e-4  # where a fitted time starts, and the size of its steps [s]
+ORIGIN = 10.0  # of the fitted logarithms: far from 0, so that relative steps are steps [-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +123,13 @@ def fit_times(
     require(1 <= len(free) <= 3 and set(free) <= set(FREE), "free", f"must be one to three of {', '.join(FREE)}", free)
     require(len(points) >= 2 * len(free), "points", f"must be at least {2 * len(free)}", len(points))
 
+    for name in free:
+        require(getattr(start, name) > 0, name, "must start above 0 where it is free [s]", getattr(start, name))
+
     def at(x: NDArray[np.float64]) -> EngineTimes:
-        return replace(
-            start, **{n: v * (1.0 if n == "kernels" else START) for n, v in zip(free, x.tolist(), strict=True)}
-        )
+        """x is ORIGIN where a time is as it was, and grows by 1 when it grows by a factor e."""
+        grown = np.exp(x - ORIGIN).tolist()
+        return replace(start, **{name: getattr(start, name) * g for name, g in zip(free, grown, strict=True)})
 
     def errors(x: NDArray[np.float64]) -> NDArray[np.float64]:
         said = [predict(p, at(x)) for p in points]
@@ -134,8 +137,7 @@ def fit_times(
         ttft = [np.log(s.ttft_s / p.ttft_s) for s, p in zip(said, points, strict=True)]
         return np.concatenate([tpot, TTFT_WEIGHT * np.array(ttft)])
 
-    first = [1.0 if name == "kernels" else max(getattr(start, name) / START, 0.1) for name in free]
-    bounds = np.array([(0.5, 2.0) if name == "kernels" else (0.0, np.inf) for name in free]).T
-    found = least_squares(errors, first, bounds=bounds, loss="soft_l1", f_scale=SOFT, diff_step=0.05, max_nfev=12)
+    origin = np.full(len(free), ORIGIN)
+    found = least_squares(errors, origin, loss="soft_l1", f_scale=SOFT, diff_step=0.05 / ORIGIN, max_nfev=10)
     rows = f"{len(points)} serving points of {', '.join(sorted({p.model for p in points}))}; free: {', '.join(free)}"
     return replace(at(found.x), provenance="fitted", rows=rows)
