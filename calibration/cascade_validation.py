@@ -3,6 +3,7 @@
 Every prompt is tested by policies that were fitted without it: calibration, levels, regression, the dynamic programme
 and its hyper-parameters all see the training folds only. The plan is *predicted* from the training folds and *realised*
 on the test fold; the area compares it with pairwise thresholds, the hull of single models and an all-knowing router.
+Everything is the mean over several divisions into folds: one division moves an area by about 0.003 to 0.015.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 
 from theory.cascade import Frontier, Policy, execute, frontier
 from theory.errors import require
+from theory.outcomes import Outcomes
 
+from .joint_models import log_likelihood
 from .outcome_models import (
     best_calibrator,
     calibration_error,
@@ -32,13 +35,18 @@ from .outcome_models import (
 from .quality_readers import Samples, read_quality
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 FOLDS = 5
+REPEATS = 3  # divisions into folds, all reported as one mean
 INNER_FOLDS = 3  # inside the training folds, for the choice of a recipe
-LAMBDAS = np.logspace(-2.5, 3.5, 120)  # prices tried, in calls of the top tier per correct answer [-]
+BUDGETS = np.concatenate([[0.0], np.geomspace(0.002, 1.0, 79)])  # shares of the span from cheapest to top tier [-]
+LAMBDAS = np.logspace(-2.5, 3.5, 120)  # prices of the all-knowing router, in calls of the top tier [-]
 THRESHOLDS = 61  # per pair of tiers: quantiles of the training confidences
-RESAMPLES = 400  # bootstrap resamples of the prompts
+RESAMPLES = 200  # bootstrap resamples of the prompts
+LEVELS = 20  # of each tier's score
 TOLERANCE = 1e-5  # of the frontier [-]
+NORMAL = 1.959963984540054  # two-sided 95 % of the normal law
 FLOOR = 0.95  # the plan judged reaches this share of the quality between the smallest and the top tier [-]
 PLANS = (0.25, 0.5, 0.75, FLOOR)  # shares at which predicted and realised are compared [-]
 
@@ -46,12 +54,12 @@ PLANS = (0.25, 0.5, 0.75, FLOOR)  # shares at which predicted and realised are c
 class Recipe(NamedTuple):
     """How a joint model is made of the training prompts."""
 
-    levels: int
     degree: int  # of the regression on all scores
+    ridge: float  # of that regression [prompts]
     width: float  # of the smearing [levels]
 
 
-RECIPES = (Recipe(10, 2, 0.7), Recipe(20, 2, 0.7), Recipe(20, 1, 1.5))
+RECIPES = tuple(Recipe(*r, w) for r, w in product(((1, 1.0), (2, 1.0), (2, 10.0)), (0.7, 1.5)))  # in order of r
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +94,21 @@ def validate_cascade(csv: Path, tiers: Sequence[str] | None = None, *, seed: int
     -------
     dict
         ``by_group``: for each data set and chain ``name``, ``n``, ``tiers``, ``signal``, ``cost_unit``; ``area`` and
-        ``area_interval`` {policy, pairwise, singles, oracle}: the policy is the hull over two rules for each lambda,
-        both chosen on the training folds (a dynamic programme; a pair of tiers with its threshold), the pairwise
-        envelope is the hull over all thresholds with the test prompts in hindsight;
-        ``area_chosen_in_training`` {policy, dynamic_programme, pairwise} chooses for both sides without hindsight,
-        ``area_in_hindsight`` {policy, dynamic_programme, pairwise} for both with it (there the policy contains the
-        thresholds and cannot be worse);
+        ``area_interval`` {policy, pairwise, singles, oracle}, means over the divisions into folds, with
+        ``area_spread`` {policy, pairwise}, their standard deviations. The policy is the hull over the programmes of
+        all subsets of tiers at each budget, and the pair and threshold chosen in training at each budget: which subset
+        is used where is read off the pooled test prompts, thresholds are not. The pairwise envelope is the hull over
+        all pairs and thresholds, both with that hindsight;
+        ``area_chosen_in_training`` {policy, dynamic_programme, pairwise}: nothing but the budget is left open: one
+        programme on all tiers, one pair and threshold, and the hull of these two;
+        ``area_in_hindsight`` {policy, dynamic_programme, pairwise}: the policy with all thresholds added (it cannot be
+        worse than they), the programmes alone, and the thresholds;
         ``ece`` (all tiers pooled), ``ece_raw``, ``ece_by_tier``; ``predicted_cost``, ``realised_cost``,
         ``predicted_quality``, ``realised_quality`` of the plan that reaches 95 % of the gap to the top tier, with
         ``realised_cost_interval`` and ``realised_quality_interval``; ``plans``: the same at other shares;
+        ``coverage`` {"n", "cost", "quality"}: share of the n (test fold, plan) pairs whose realised mean lies in the
+        95 % interval of its prediction; ``cost_noise``: standard deviation of the cost that the plan would show on as
+        many new prompts even if its law were known, relative to its mean;
         ``cost_share`` {"95%", "100%"}: cost of reaching that share, in calls of the top tier, for each of
         {policy, pairwise}, null where it is never reached.
 
@@ -104,45 +118,94 @@ def validate_cascade(csv: Path, tiers: Sequence[str] | None = None, *, seed: int
         If the file is refused, or a group has fewer than 50 prompts.
     """
     groups = read_quality(Path(csv), tiers)
-    return {"by_group": [validate_group(g, np.random.default_rng(seed)) for g in groups], "folds": FOLDS, "seed": seed}
+    return {
+        "by_group": [validate_group(g, np.random.default_rng(seed)) for g in groups],
+        "folds": FOLDS,
+        "repeats": REPEATS,
+        "seed": seed,
+    }
 
 
-def validate_group(samples: Samples, rng: np.random.Generator) -> dict[str, Any]:
-    """Return the entry of one group; see :func:`validate_cascade`."""
+def validate_group(samples: Samples, rng: np.random.Generator, repeats: int = REPEATS) -> dict[str, Any]:
+    """Return the entry of one group, the mean over ``repeats`` divisions into folds; see :func:`validate_cascade`."""
     n = len(samples.correct)
     require(n >= 50, "csv", f"must hold at least 50 prompts of {samples.name}", n)
-    fold = fold_of(n, FOLDS, rng)
-    found = out_of_fold(samples, fold, rng)
+    require(repeats >= 1, "repeats", "must be at least 1 [-]", repeats)
+    folds = [fold_of(n, FOLDS, rng) for _ in range(repeats)]
+    found = [out_of_fold(samples, fold, rng) for fold in folds]
     weights = np.vstack([np.full(n, 1.0 / n), rng.multinomial(n, np.full(n, 1.0 / n), size=RESAMPLES) / n])
-    curves = {
-        "policy": found.chosen.join(found.pairwise_chosen).join(singles(samples)),
-        "pairwise": found.pairwise.join(singles(samples)),
-        "singles": singles(samples),
-        "oracle": all_knowing(samples),
+    alone = singles(samples)
+    policy = [f.programmes.join(f.pairwise_chosen).join(alone) for f in found]
+    pairwise = [f.pairwise.join(alone) for f in found]
+    each = {
+        name: np.array([areas(c, samples, weights) for c in of])
+        for name, of in {
+            "policy": policy,
+            "pairwise": pairwise,
+            "singles": [alone],
+            "oracle": [all_knowing(samples)],
+        }.items()
     }
-    areas = {name: np.array([normalised_area(c, samples, w) for w in weights]) for name, c in curves.items()}
-    plans = [found.plan(i, share, weights) for i, share in enumerate(PLANS)]
+    mean = {name: a.mean(axis=0) for name, a in each.items()}
+    plans = [_plan(found, i, weights) for i in range(len(PLANS))]
+    tests = np.concatenate([f.tests for f in found])
+    now = weights[:1]
+
+    def over(curves: list[Candidates]) -> float | None:
+        return _finite(float(np.mean([areas(c, samples, now)[0] for c in curves])))
+
     return {
         "name": samples.name,
         "n": n,
         "tiers": list(samples.tiers),
         "signal": samples.signal,
         "cost_unit": samples.unit,
-        "area": {name: _finite(a[0]) for name, a in areas.items()},
-        "area_interval": {name: _interval(a[1:]) for name, a in areas.items()},
-        "area_chosen_in_training": _areas(
-            samples, curves["policy"], found.chosen, found.pairwise_chosen.join(singles(samples))
-        ),
-        "area_in_hindsight": _areas(samples, found.chosen.join(curves["pairwise"]), found.policies, curves["pairwise"]),
-        **_calibration(samples, fold, rng),
+        "area": {name: _finite(a[0]) for name, a in mean.items()},
+        "area_interval": {name: _interval(a[1:]) for name, a in mean.items()},
+        "area_spread": {name: _finite(float(each[name][:, 0].std())) for name in ("policy", "pairwise")},
+        "area_chosen_in_training": {
+            "policy": over([f.chosen.join(f.pairwise_chosen).join(alone) for f in found]),
+            "dynamic_programme": over([f.chosen for f in found]),
+            "pairwise": over([f.pairwise_chosen.join(alone) for f in found]),
+        },
+        "area_in_hindsight": {
+            "policy": over([p.join(f.pairwise) for p, f in zip(policy, found, strict=True)]),
+            "dynamic_programme": over([f.programmes for f in found]),
+            "pairwise": over(pairwise),
+        },
+        **_calibration(samples, folds[0], rng),
         **{key: plans[-1][key] for key in ("predicted_cost", "realised_cost", "predicted_quality", "realised_quality")},
         "realised_cost_interval": plans[-1]["realised_cost_interval"],
         "realised_quality_interval": plans[-1]["realised_quality_interval"],
+        "cost_noise": plans[-1]["cost_noise"],
         "plans": plans,
+        "coverage": {"n": len(tests), "cost": float(tests[:, 0].mean()), "quality": float(tests[:, 1].mean())},
         "cost_share": {
-            f"{100 * share:.0f}%": {name: cost_share(curves[name], samples, share) for name in ("policy", "pairwise")}
+            f"{100 * share:.0f}%": {
+                name: _mean_or_none([cost_share(c, samples, share) for c in curves])
+                for name, curves in (("policy", policy), ("pairwise", pairwise))
+            }
             for share in (FLOOR, 1.0)
         },
+    }
+
+
+def _plan(found: Sequence[OutOfFold], i: int, weights: Array) -> dict[str, Any]:
+    """Return predicted and realised of plan i; the first row of ``weights`` is the sample itself."""
+    cost = np.mean([f.planned.cost[i] @ weights.T for f in found], axis=0)
+    quality = np.mean([f.planned.quality[i] @ weights.T for f in found], axis=0)
+    predicted = np.mean([f.predicted[i] for f in found], axis=0)
+    n = weights.shape[1]
+    noise = np.mean([f.planned.cost[i].std() for f in found]) / math.sqrt(n) / cost[0]
+    return {
+        "share_of_gap": PLANS[i],
+        "predicted_cost": float(predicted[0]),
+        "realised_cost": float(cost[0]),
+        "predicted_quality": float(predicted[1]),
+        "realised_quality": float(quality[0]),
+        "realised_cost_interval": _interval(cost[1:]),
+        "realised_quality_interval": _interval(quality[1:]),
+        "cost_noise": float(noise),
     }
 
 
@@ -153,114 +216,147 @@ def validate_group(samples: Samples, rng: np.random.Generator) -> dict[str, Any]
 class OutOfFold:
     """Everything fitted without the prompt it is tested on."""
 
-    policies: Candidates  # every recipe at every lambda
-    chosen: Candidates  # at every lambda, the recipe chosen inside the training folds
+    programmes: Candidates  # every subset of tiers at every budget
+    chosen: Candidates  # at every budget, the programme on all tiers (it may leave any out)
     pairwise: Candidates  # every pair of tiers at every threshold
-    pairwise_chosen: Candidates  # at every lambda, the pair and threshold best on the training folds
+    pairwise_chosen: Candidates  # at every budget, the pair and threshold best on the training folds
     planned: Candidates  # plans for the shares of the quality gap, mixtures in expectation
     predicted: Array  # (plans, 2) cost and quality expected from the training folds
-
-    def plan(self, i: int, share: float, weights: Array) -> dict[str, Any]:
-        """Return predicted and realised of plan i; the first row of ``weights`` is the sample itself."""
-        cost, quality = self.planned.cost[i] @ weights.T, self.planned.quality[i] @ weights.T
-        return {
-            "share_of_gap": share,
-            "predicted_cost": float(self.predicted[i, 0]),
-            "realised_cost": float(cost[0]),
-            "predicted_quality": float(self.predicted[i, 1]),
-            "realised_quality": float(quality[0]),
-            "realised_cost_interval": _interval(cost[1:]),
-            "realised_quality_interval": _interval(quality[1:]),
-        }
+    tests: NDArray[np.bool_]  # (folds x plans, 2) whether realised cost and quality lie in the predicted interval
 
 
-def out_of_fold(samples: Samples, fold: NDArray[np.intp], rng: np.random.Generator) -> OutOfFold:
+def out_of_fold(samples: Samples, fold: Indices, rng: np.random.Generator) -> OutOfFold:
     """Return all candidate policies, each prompt judged by those of the fold that did not see it."""
-    n, m = len(fold), len(LAMBDAS)
-    pairs = len(samples.tiers) * (len(samples.tiers) - 1) // 2 * THRESHOLDS
-    sizes = (m * len(RECIPES), m, pairs, m, len(PLANS))
-    tables = [Candidates(np.zeros((k, n)), np.zeros((k, n))) for k in sizes]
-    predicted = np.zeros((len(PLANS), 2))
+    n, predicted, inside = len(fold), np.zeros((len(PLANS), 2)), []
+    tables: list[Candidates] = []
     for f in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        curves = [_Fitted(samples, train, recipe) for recipe in RECIPES]
-        best = curves[choose_recipe(samples, train, rng)]
-        every, thresholds = [c.along(test) for c in curves], pairwise_thresholds(samples, train, test)
-        planned, expected = best.plans(samples, train, test)
+        fitted = Fitted(samples, train, choose_recipe(samples, train, rng))
+        every = [fitted.along(subset, test) for subset in subsets(len(samples.tiers))]
+        planned, expected, bounds = fitted.plans(test)
         predicted += expected * len(test) / n
-        parts = (
-            Candidates(np.concatenate([c.cost for c in every]), np.concatenate([c.quality for c in every])),
-            every[curves.index(best)],
-            thresholds,
-            _best_pairs(samples, train, test),
-            planned,
-        )
+        inside.append(np.abs(np.stack([planned.cost.mean(1), planned.quality.mean(1)], axis=1) - expected) <= bounds)
+        joined = Candidates(np.concatenate([c.cost for c in every]), np.concatenate([c.quality for c in every]))
+        pairs = pairwise_thresholds(samples, train, test)
+        parts = (joined, every[-1], pairs, best_pairs(samples, train, test), planned)
+        if not tables:
+            tables = [Candidates(*(np.zeros((len(p.cost), n)) for _ in range(2))) for p in parts]
         for table, part in zip(tables, parts, strict=True):
             table.cost[:, test], table.quality[:, test] = part.cost, part.quality
-    return OutOfFold(tables[0], tables[1], tables[2], tables[3], tables[4], predicted)
+    return OutOfFold(tables[0], tables[1], tables[2], tables[3], tables[4], predicted, np.concatenate(inside))
 
 
-class _Fitted:
-    """A recipe carried out on training prompts: the frontier of its policies, and how they do on others."""
+def subsets(tiers: int) -> list[tuple[int, ...]]:
+    """Return all subsets of two tiers or more, all tiers last."""
+    return [s for size in range(2, tiers + 1) for s in combinations(range(tiers), size)]
 
-    def __init__(self, samples: Samples, train: NDArray[np.intp], recipe: Recipe) -> None:
-        self.samples, self.price = samples, samples.cost[train].mean(axis=0)
-        K = len(samples.tiers)
-        cuts = [level_cuts(samples.score[train, k], recipe.levels, samples.correct[train, k]) for k in range(K)]
-        self.level = np.stack([to_levels(samples.score[:, k], cuts[k]) for k in range(K)], axis=1)
-        model = fit_score_model(samples.score[train], samples.correct[train], recipe.degree)
-        quality = model(samples.score[train])
-        table = smoothed_outcomes(samples.tiers, quality, self.level[train], recipe.levels, recipe.width)
-        self.frontier: Frontier = frontier(table, self.price, tolerance=TOLERANCE)
 
-    def along(self, test: NDArray[np.intp]) -> Candidates:
-        """Return the best policy at each lambda, on the test prompts, (lambdas, test prompts)."""
-        high = np.array([v.lam_high for v in self.frontier.vertices])
-        at = np.searchsorted(high, LAMBDAS * self.price[-1])
-        results = {int(v): run(self.frontier.vertices[v].policy, self.samples, self.level, test) for v in np.unique(at)}
-        return Candidates(np.stack([results[v][0] for v in at]), np.stack([results[v][1] for v in at]))
+class Fitted:
+    """A recipe carried out on training prompts: the frontiers of its policies, and how they do on others."""
 
-    def plans(
-        self, samples: Samples, train: NDArray[np.intp], test: NDArray[np.intp]
-    ) -> tuple[Candidates, NDArray[np.float64]]:
-        """Return the cheapest mixtures that reach each share of the quality gap, and what they promise."""
-        accuracy = samples.correct[train].mean(axis=0)
-        cost, quality, expected = [], [], []
+    def __init__(self, samples: Samples, train: Indices, recipe: Recipe) -> None:
+        self.samples, self.train, self.price = samples, train, samples.cost[train].mean(axis=0)
+        self.level = levels_of(samples, train)
+        quality = _quality(samples, train, recipe)
+        self.table = smoothed_outcomes(samples.tiers, quality, self.level[train], LEVELS, recipe.width)
+
+    def frontier(self, subset: tuple[int, ...]) -> Frontier:
+        """Return the frontier of the policies that run some tiers only."""
+        at, t = list(subset), self.table
+        part = Outcomes(tuple(t.tiers[k] for k in at), t.weight, t.correct[:, at], t.signal[:, at])
+        return frontier(part, self.price[at], tolerance=TOLERANCE)
+
+    def along(self, subset: tuple[int, ...], test: Indices) -> Candidates:
+        """Return the best mixture at each budget, in expectation, on the test prompts, (budgets, test prompts)."""
+        curve = self.frontier(subset)
+        done = [self.run(v.policy, subset, test) for v in curve.vertices]
+        low, high, gamma = _between(curve.cost, self.price[0] + BUDGETS * (self.price[-1] - self.price[0]))
+        return _mixed(Candidates(np.stack([d[0] for d in done]), np.stack([d[1] for d in done])), low, high, gamma)
+
+    def plans(self, test: Indices) -> tuple[Candidates, Array, Array]:
+        """Return the cheapest mixtures that reach each share of the quality gap, on the test prompts; what they
+        promise, (plans, 2) cost and quality; and the half width of its 95 % interval, (plans, 2).
+
+        The half width is that of the difference of two means, of the training and of the test prompts.
+        """
+        samples, train = self.samples, self.train
+        every = tuple(range(len(samples.tiers)))
+        curve, accuracy = self.frontier(every), samples.correct[train].mean(axis=0)
+        cost, quality, expected, width = [], [], [], []
         for share in PLANS:
             wanted = accuracy[0] + share * (accuracy[-1] - accuracy[0])
-            v = self.frontier.vertices
-            mixture = self.frontier.at_quality(float(np.clip(wanted, v[0].quality, v[-1].quality)))
-            low, high = (run(p.policy, samples, self.level, test) for p in (mixture.low, mixture.high))
-            cost.append((1 - mixture.gamma) * low[0] + mixture.gamma * high[0])
-            quality.append((1 - mixture.gamma) * low[1] + mixture.gamma * high[1])
+            v = curve.vertices
+            mixture = curve.at_quality(float(np.clip(wanted, v[0].quality, v[-1].quality)))
+            g, policies = mixture.gamma, (mixture.low.policy, mixture.high.policy)
+            for at, keep in ((test, True), (train, False)):
+                low, high = (self.run(p, every, at) for p in policies)
+                spent, right = ((1 - g) * a + g * b for a, b in zip(low, high, strict=True))
+                if keep:
+                    cost.append(spent)
+                    quality.append(right)
+                else:
+                    deviation = np.array([spent.std(), right.std()])
+            width.append(NORMAL * deviation * math.sqrt(1 / len(train) + 1 / len(test)))
             expected.append((mixture.cost, mixture.quality))
-        return Candidates(np.array(cost), np.array(quality)), np.array(expected)
+        return Candidates(np.array(cost), np.array(quality)), np.array(expected), np.array(width)
+
+    def run(self, policy: Policy, subset: tuple[int, ...], at: Indices) -> tuple[Array, Array]:
+        """Return what a policy costs and whether it is right on the prompts ``at``, (len(at),) each."""
+        chosen = np.array(subset)
+        visited, answer = execute(policy, self.level[np.ix_(at, chosen)])
+        right = np.take_along_axis(self.samples.correct[np.ix_(at, chosen)], answer[:, None], axis=1)[:, 0]
+        return visited @ self.samples.price[chosen], right
 
 
-def run(policy: Policy, samples: Samples, level: NDArray[np.intp], at: NDArray[np.intp]) -> tuple[Array, Array]:
-    """Return what a policy costs and whether it is right on the prompts ``at``, (len(at),) each."""
-    visited, answer = execute(policy, level[at])
-    return visited @ samples.price, np.take_along_axis(samples.correct[at], answer[:, None], axis=1)[:, 0]
+def levels_of(samples: Samples, train: Indices) -> Indices:
+    """Return the levels of all prompts by cuts made on the training prompts, (n, K)."""
+    cuts = [level_cuts(samples.score[train, k], LEVELS, samples.correct[train, k]) for k in range(len(samples.tiers))]
+    return np.stack([to_levels(samples.score[:, k], c) for k, c in enumerate(cuts)], axis=1)
 
 
-def choose_recipe(samples: Samples, train: NDArray[np.intp], rng: np.random.Generator) -> int:
-    """Return which recipe has the largest area in folds inside the training prompts."""
-    inner = fold_of(len(train), INNER_FOLDS, rng)
-    area = []
-    for recipe in RECIPES:
-        table = Candidates(*(np.zeros((len(LAMBDAS), len(train))) for _ in range(2)))
-        for f in range(INNER_FOLDS):
-            part = _Fitted(samples, train[inner != f], recipe).along(train[inner == f])
-            table.cost[:, inner == f], table.quality[:, inner == f] = part.cost, part.quality
-        uniform = np.full(len(train), 1.0 / len(train))
-        area.append(normalised_area(table, samples, uniform, train))
-    return int(np.argmax(area)) if np.isfinite(area).all() else 0
+def _quality(samples: Samples, train: Indices, recipe: Recipe) -> Array:
+    """Return P(right | scores) of the training prompts by the recipe's regression, (n, K)."""
+    return fit_score_model(samples.score[train], samples.correct[train], recipe.degree, recipe.ridge)(
+        samples.score[train]
+    )
+
+
+def choose_recipe(samples: Samples, train: Indices, rng: np.random.Generator) -> Recipe:
+    """Return the recipe of largest log likelihood in folds inside the training prompts.
+
+    A likelihood is smooth in the prompts; an area is decided by a few of them, and would be chosen by chance.
+    """
+    inner, held = fold_of(len(train), INNER_FOLDS, rng), np.zeros(len(RECIPES))
+    for f in range(INNER_FOLDS):
+        fit, test = train[inner != f], train[inner == f]
+        level = levels_of(samples, fit)
+        for (degree, ridge), recipes in groupby(enumerate(RECIPES), key=lambda r: (r[1].degree, r[1].ridge)):
+            quality = _quality(samples, fit, Recipe(degree, ridge, 1.0))
+            for i, recipe in recipes:
+                table = smoothed_outcomes(samples.tiers, quality, level[fit], LEVELS, recipe.width)
+                held[i] += log_likelihood(table, samples.correct[test], level[test])
+    return RECIPES[int(held.argmax())]
+
+
+def _between(at: Array, wanted: Array) -> tuple[Indices, Indices, Array]:
+    """Return for each wanted value the vertices on its two sides and the share of the upper; ``at`` increases."""
+    value = np.clip(wanted, at[0], at[-1])
+    low = np.clip(np.searchsorted(at, value, side="right") - 1, 0, max(len(at) - 2, 0))
+    high = np.minimum(low + 1, len(at) - 1)
+    gap = at[high] - at[low]
+    return low, high, np.where(gap > 0, (value - at[low]) / np.where(gap > 0, gap, 1.0), 0.0)
+
+
+def _mixed(of: Candidates, low: Indices, high: Indices, gamma: Array) -> Candidates:
+    """Return the mixtures of two policies each, in expectation."""
+    g = gamma[:, None]
+    return Candidates((1 - g) * of.cost[low] + g * of.cost[high], (1 - g) * of.quality[low] + g * of.quality[high])
 
 
 # ---------------------------------------------------------------- baselines
 
 
-def pairwise_thresholds(samples: Samples, train: NDArray[np.intp], at: NDArray[np.intp]) -> Candidates:
+def pairwise_thresholds(samples: Samples, train: Indices, at: Indices) -> Candidates:
     """Return cascades of two tiers that escalate below a quantile of the training scores, on the prompts ``at``."""
     price, cost, quality = samples.price, [], []
     for i, j in combinations(range(len(samples.tiers)), 2):
@@ -272,14 +368,18 @@ def pairwise_thresholds(samples: Samples, train: NDArray[np.intp], at: NDArray[n
     return Candidates(np.concatenate(cost), np.concatenate(quality))
 
 
-def _best_pairs(samples: Samples, train: NDArray[np.intp], test: NDArray[np.intp]) -> Candidates:
-    """Return for each lambda the single tier, or pair and threshold, that is best on the training prompts."""
-    alone = singles(samples)
-    seen = pairwise_thresholds(samples, train, train).join(Candidates(alone.cost[:, train], alone.quality[:, train]))
-    new = pairwise_thresholds(samples, train, test).join(Candidates(alone.cost[:, test], alone.quality[:, test]))
-    value = LAMBDAS[:, None] * samples.price[-1] * seen.quality.mean(axis=1) - seen.cost.mean(axis=1)
-    best = value.argmax(axis=1)
-    return Candidates(new.cost[best], new.quality[best])
+def best_pairs(samples: Samples, train: Indices, test: Indices) -> Candidates:
+    """Return at each budget the pair and threshold (or mixture of two) that is best on the training prompts."""
+    alone, price = singles(samples), samples.price
+    seen, new = (
+        pairwise_thresholds(samples, train, at).join(Candidates(alone.cost[:, at], alone.quality[:, at]))
+        for at in (train, test)
+    )
+    cost, quality = seen.cost.mean(axis=1), seen.quality.mean(axis=1)
+    hull = hull_indices(cost, quality)
+    hull = hull[: int(quality[hull].argmax()) + 1]
+    low, high, gamma = _between(cost[hull], price[0] + BUDGETS * (price[-1] - price[0]))
+    return _mixed(new, hull[low], hull[high], gamma)
 
 
 def singles(samples: Samples) -> Candidates:
@@ -297,20 +397,24 @@ def all_knowing(samples: Samples) -> Candidates:
 # ---------------------------------------------------------------- metric
 
 
+def hull_indices(x: Array, y: Array) -> Indices:
+    """Return which points are vertices of the upper concave hull, in order of x."""
+    hull: list[int] = []
+    px, py = x.tolist(), y.tolist()
+    for i in np.lexsort((-y, x)).tolist():
+        # the last vertex goes if it lies on or below the line from the one before to the new point
+        while len(hull) > 1 and (py[hull[-1]] - py[hull[-2]]) * (px[i] - px[hull[-2]]) <= (py[i] - py[hull[-2]]) * (
+            px[hull[-1]] - px[hull[-2]]
+        ):
+            hull.pop()
+        hull.append(i)
+    return np.array(hull, dtype=np.intp)
+
+
 def upper_hull(x: Array, y: Array) -> tuple[Array, Array]:
     """Return the vertices of the upper concave hull, in order of x, non-decreasing in y beyond the highest."""
-    hull: list[tuple[float, float]] = []
-    for i in np.lexsort((-y, x)):
-        while len(hull) > 1 and _below(hull[-2], hull[-1], (x[i], y[i])):
-            hull.pop()
-        hull.append((float(x[i]), float(y[i])))
-    points = np.array(hull)
-    return points[:, 0], np.maximum.accumulate(points[:, 1])
-
-
-def _below(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    """Return whether b lies on or below the line from a to c."""
-    return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
+    hull = hull_indices(x, y)
+    return x[hull], np.maximum.accumulate(y[hull])
 
 
 def hull_area(x: Array, y: Array) -> float:
@@ -328,24 +432,25 @@ def hull_area(x: Array, y: Array) -> float:
     return float(np.trapezoid(np.interp(inside, hx, hy), inside))
 
 
-def normalised_area(
-    candidates: Candidates, samples: Samples, weight: Array, at: NDArray[np.intp] | None = None
-) -> float:
-    r"""Return the area under the frontier, 0 = smallest and 1 = top tier on both axes; nan if they do not differ [-].
+def areas(candidates: Candidates, samples: Samples, weights: Array) -> Array:
+    r"""Return the area under the frontier for each row of weights, 0 = smallest and 1 = top tier on both axes [-].
 
     .. math:: x = (c - c_1)/(c_K - c_1), \qquad y = (q - q_1)/(q_K - q_1)
+
+    nan where the top tier is not right more often than the smallest.
 
     Source
     ------
     Performance gap recovered, averaged over cost: Ong et al. (2024), RouteLLM, arXiv:2406.18665, on the concave hull.
     """
-    correct = samples.correct if at is None else samples.correct[at]
-    low, top = weight @ correct[:, 0], weight @ correct[:, -1]
+    accuracy = weights @ samples.correct
+    cost, quality = candidates.cost @ weights.T, candidates.quality @ weights.T
     span = samples.price[-1] - samples.price[0]
-    if top <= low or span <= 0:
-        return math.nan
-    cost, quality = candidates.means(weight)
-    return hull_area((cost - samples.price[0]) / span, (quality - low) / (top - low))
+    found = np.full(len(weights), math.nan)
+    for i, (low, top) in enumerate(accuracy[:, [0, -1]]):
+        if top > low and span > 0:
+            found[i] = hull_area((cost[:, i] - samples.price[0]) / span, (quality[:, i] - low) / (top - low))
+    return found
 
 
 def cost_share(candidates: Candidates, samples: Samples, share: float) -> float | None:
@@ -364,7 +469,7 @@ def cost_share(candidates: Candidates, samples: Samples, share: float) -> float 
     return float((hx[first - 1] + part * (hx[first] - hx[first - 1])) / samples.price[-1])
 
 
-def _calibration(samples: Samples, fold: NDArray[np.intp], rng: np.random.Generator) -> dict[str, Any]:
+def _calibration(samples: Samples, fold: Indices, rng: np.random.Generator) -> dict[str, Any]:
     """Return the calibration errors of P(right | own score), out of fold, and of the raw score."""
     p = np.empty_like(samples.score)
     for f in range(fold.max() + 1):
@@ -376,10 +481,9 @@ def _calibration(samples: Samples, fold: NDArray[np.intp], rng: np.random.Genera
     return {"ece": calibration_error(p, samples.correct), "ece_raw": raw, "ece_by_tier": by_tier}
 
 
-def _areas(samples: Samples, policy: Candidates, programme: Candidates, pairwise: Candidates) -> dict[str, Any]:
-    uniform = np.full(len(samples.correct), 1.0 / len(samples.correct))
-    named = {"policy": policy, "dynamic_programme": programme, "pairwise": pairwise}
-    return {name: _finite(normalised_area(c, samples, uniform)) for name, c in named.items()}
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _finite(value: float) -> float | None:

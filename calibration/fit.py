@@ -15,12 +15,13 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import OptimizeResult, isotonic_regression, least_squares
+from scipy.optimize import OptimizeResult, least_squares
 
 from theory.catalog import accelerator
 from theory.errors import InputError, require
 from theory.latency import (
     AT_LEAST_ONE,
+    DECODE_BLOCKS,
     SHARES,
     Efficiency,
     Profile,
@@ -41,6 +42,7 @@ WORST_ERROR = 0.5  # largest standard error of ln(parameter) that counts as iden
 OUTLIER = 0.03  # residual of ln(time) from which a row counts as an outlier (soft L1) [-]
 LEAST_SPREAD = 0.05  # of all-reduces, whose curve runs through single measurements; assumed [-]
 KNOTS_PER_OCTAVE = 2  # of an all-reduce curve [-]
+PARTIAL_WAVE = 0.1  # excess of a last wave from which it shows above the scatter of the rows; assumed [-]
 FOLDS = 4  # groups of shapes left out in turn for the residual spread [-]
 
 
@@ -88,7 +90,7 @@ BLOCKS = (
             {},
             {"tile_feed": 45e9, "gemm_wave": 0.3},
             {"tile_feed": 1e11, "gemm_wave": 0.1},
-            {"tile_feed": 2e11, "gemm_wave": 0.05, "gemm_stream": 2.0},
+            {"tile_feed": 2e11, "gemm_wave": 0.05, "gemm_stream": 5.0},
         ),
     ),
     Block(
@@ -113,6 +115,7 @@ BLOCKS = (
             "attention_start",
             "kv_bandwidth",
             "kv_stream",
+            "kv_wave",
             "kv_split",
             "kv_split_ungrouped",
             "kv_combine",
@@ -123,9 +126,10 @@ BLOCKS = (
         "attention",
         "",
         (
-            {"kv_resident": 0.7},
+            {"kv_resident": 0.7, "kv_wave": 0.2},
             {
                 "kv_resident": 0.7,
+                "kv_wave": 0.2,
                 "kv_split_ungrouped": 1.1,
                 "kv_combine": 9e-6,
                 "attention_start": 9e-6,
@@ -157,7 +161,7 @@ ENGINE = ("host_step", "host_sequence", "eager_layer")  # no kernel timing tells
 BOUNDS: dict[str, tuple[float, float]] = {
     "gemm_start": (2e-7, 5e-5),
     "gemm_knee": (1.0, 20.0),
-    "gemm_stream": (1.0, 20.0),
+    "gemm_stream": (1.0, 40.0),
     "tile_feed": (5e9, 5e11),
     "split_start": (5e-8, 2e-5),
     "down_boost": (0.8, 1.3),
@@ -178,7 +182,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "reduce_start": (1e-7, 1e-3),
     "reduce_hop": (1e-9, 1e-4),
 }
-FRACTIONS = (*SHARES, "gemm_wave", "kv_resident", "element_resident")
+FRACTIONS = (*SHARES, "gemm_wave", "kv_wave", "kv_resident", "element_resident")
 
 
 def predict(block: Block, rows: pd.DataFrame, accelerator: Accelerator, efficiency: Efficiency) -> Array:
@@ -259,7 +263,10 @@ def fit_profile(
             notes.append(f"{block.name}: none, {', '.join(block.parameters)} assumed")
             continue
         free = tuple(p for p in block.parameters if p not in held)
-        free = free if rows.get("follows_activation", pd.Series(True)).any() else tuple(set_minus(free, "down_boost"))
+        if not rows.get("follows_activation", pd.Series(True)).any():
+            free = set_minus(free, "down_boost")
+        if block.name == "decode" and not _has_partial_waves(rows, accelerator):
+            free = set_minus(free, "kv_wave")
         efficiency, names, covariance = _fit_block(block, rows, accelerator, efficiency, free)
         spread = _left_out_spread(block, rows, accelerator, efficiency, names)
         if block.name == "allreduce":
@@ -316,20 +323,59 @@ def fit_device(
 
 
 def allreduce_curves(rows: pd.DataFrame) -> dict[int, tuple[tuple[float, float], ...]]:
-    """Return per number of GPUs the measured all-reduce, (size [byte], time [s]) at half powers of two, never falling.
+    r"""Return per number of GPUs the measured all-reduce, (size [byte], time [s]) at half powers of two, never falling.
 
-    A collective depends on bytes and GPUs, not on the model, so what was measured may be used as it is; it is made
-    monotone (isotonic regression of the median about each knot, in the logarithm), since measured times jump between
-    regimes of the library that no model of it explains.
+    .. math:: \min_{f \text{ never falls}} \sum_i \frac{|f(s_i) - t_i|}{n_i}
+
+    with n_i the rows in the octave of size s_i. A collective depends on bytes and GPUs, not on the model, so what was
+    measured may be used as it is. It is made monotone, since below 1 MB measured times flip at random between that of
+    the library and a wait for the host of another GPU: the median of the rows that cross is the steady guess.
+
+    Source
+    ------
+    Isotonic median regression: Robertson & Wright (1980), doi:10.1214/aos/1176344961.
     """
     curves = {}
-    for tp, part in rows.groupby("tp"):
-        octave = np.round(KNOTS_PER_OCTAVE * np.log2(part["size"].to_numpy(float))).astype(int)
-        log_time = pd.Series(np.log(part["time"].to_numpy(float))).groupby(octave).median()
-        risen = np.exp(isotonic_regression(log_time.to_numpy()).x)
-        knots = [(float(2.0 ** (o / KNOTS_PER_OCTAVE)), float(t)) for o, t in zip(log_time.index, risen, strict=True)]
-        curves[int(str(tp))] = tuple(_without_plateaus(knots))
+    for tp, part in rows.sort_values("size").groupby("tp"):
+        size = part["size"].to_numpy(float)
+        risen = rising_median(part["time"].to_numpy(float), 1 / _crowd(size))
+        half_octaves = np.unique(np.round(KNOTS_PER_OCTAVE * np.log2(size)))
+        knots = 2.0 ** (half_octaves / KNOTS_PER_OCTAVE)
+        times = np.interp(knots, size, risen)
+        curves[int(str(tp))] = tuple(_without_plateaus(list(zip(knots.tolist(), times.tolist(), strict=True))))
     return curves
+
+
+def _crowd(scale: Array) -> Array:
+    """Return how many rows share the octave of each row [-]."""
+    octave = np.round(np.log2(scale)).astype(int)
+    count: Array = np.bincount(octave - octave.min())[octave - octave.min()].astype(float)
+    return count
+
+
+def rising_median(values: Array, weights: Array) -> Array:
+    """Return the sequence that never falls with the least weighted absolute error: neighbours that cross are pooled.
+
+    Examples
+    --------
+    >>> rising_median(np.array([1.0, 9.0, 2.0, 3.0, 4.0]), np.ones(5)).tolist()
+    [1.0, 2.0, 2.0, 3.0, 4.0]
+    """
+    pools: list[tuple[float, Array, Array]] = []
+    for value, weight in zip(values, weights, strict=True):
+        pool = (float(value), np.array([value]), np.array([weight]))
+        while pools and pools[-1][0] > pool[0]:
+            _, before, own = pools.pop()
+            both, mass = np.concatenate([before, pool[1]]), np.concatenate([own, pool[2]])
+            pool = (_weighted_median(both, mass), both, mass)
+        pools.append(pool)
+    return np.concatenate([np.full(v.size, level) for level, v, _ in pools])
+
+
+def _weighted_median(values: Array, weights: Array) -> float:
+    order = np.argsort(values)
+    mass = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(mass, mass[-1] / 2)])
 
 
 def _without_plateaus(knots: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -349,6 +395,13 @@ def _rows_of(block: Block, kernels: Kernels) -> pd.DataFrame:
     if block.table == "gemm":
         table = table[table["precision"] == ("fp8" if block.name == "fp8" else "bf16")]
     return table.reset_index(drop=True)
+
+
+def _has_partial_waves(rows: pd.DataFrame, a: Accelerator) -> bool:
+    """Return whether decode rows end in a wave of thread blocks that is far from full: only they tell ``kv_wave``."""
+    waves = rows["batch"].to_numpy(float) * rows["kv_heads"].to_numpy(float) / (DECODE_BLOCKS * a.sms)
+    excess = np.ceil(waves) / waves - 1
+    return bool((excess[waves > 1] > PARTIAL_WAVE).any())
 
 
 ASSUMED_SPREAD = 0.15  # residual spread of a part that was not measured [-]
@@ -409,9 +462,7 @@ def _weights(block: Block, rows: pd.DataFrame) -> Array:
     own = rows["weight"].to_numpy(float) if "weight" in rows.columns else np.ones(len(rows))
     if block.scale not in rows.columns:
         return own
-    octave = np.round(np.log2(rows[block.scale].to_numpy(float))).astype(int)
-    crowd = np.bincount(octave - octave.min())[octave - octave.min()]
-    weight = own / np.sqrt(crowd)
+    weight = own / np.sqrt(_crowd(rows[block.scale].to_numpy(float)))
     normal: Array = weight * np.sqrt(len(rows) / np.sum(weight**2))
     return normal
 

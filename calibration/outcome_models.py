@@ -1,21 +1,20 @@
-"""Joint models of the tiers' answers and signals, estimated on real prompts: calibration, levels, latent classes.
+"""From scores to a table of outcomes on real prompts: calibration, levels, regression on the scores of all tiers.
 
 A prompt shows, for each tier, whether the answer was right and a score (a confidence, minus a length). The score is
-calibrated to P(right), cut into levels, and the joint law of (right, level) over the tiers is a mixture of latent
-classes: within a class the tiers are independent, across classes hard prompts are hard for all of them.
+calibrated to P(right) and cut into levels; the outcomes are regressed on the scores. Joint laws of (right, level) with
+parameters are in :mod:`calibration.joint_models`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression, minimize
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 
 from theory.errors import require
 from theory.outcomes import Outcomes
@@ -26,10 +25,7 @@ Method = Literal["isotonic", "platt", "beta"]
 
 METHODS: tuple[Method, ...] = ("platt", "beta", "isotonic")
 EDGE = 1e-6  # scores and probabilities are kept this far from 0 and 1 [-]
-ROUNDS = 200  # EM steps at most [-]
-GAIN = 1e-6  # EM stops when a step adds less than this to the mean log likelihood [nat]
-PSEUDO_COUNT = 1.0  # weight of the marginal law in each class: one prompt [-]
-CLASSES = (1, 2, 3, 4, 6, 8, 12)  # numbers of classes compared by default [-]
+ROUNDS = 500  # scaling steps at most until a smearing keeps the shares [-]
 
 
 # ---------------------------------------------------------------- probability calibration
@@ -191,151 +187,6 @@ def to_levels(score: ArrayLike, cuts: Array) -> Levels:
     return np.asarray(np.searchsorted(cuts, np.asarray(score, dtype=np.float64), side="right"), dtype=np.intp)
 
 
-# ---------------------------------------------------------------- latent classes
-
-
-@dataclass(frozen=True, eq=False)
-class LatentClasses:
-    """Shares of Z classes and, in each, the joint law of (right, level) of each tier."""
-
-    share: Array  # (Z,) [-]
-    emission: Array  # (Z, K, 2, L) P(right = c, level = l | class) of each tier [-]
-
-    def log_likelihood(self, correct: ArrayLike, level: ArrayLike) -> float:
-        """Return the mean log likelihood of prompts, (n, K) each [nat]."""
-        seen = _one_hot(np.asarray(correct), np.asarray(level), self.emission.shape[3])
-        return float(_log_joint(seen, self.share, self.emission).mean())
-
-    def outcomes(self, tiers: Sequence[str]) -> Outcomes:
-        r"""Return the table with one row for each class and pattern of right and wrong.
-
-        .. math:: w_{zc} = \pi_z \prod_k P(c_k \mid z), \qquad P(l_k \mid z, c_k)
-        """
-        right = self.emission.sum(axis=3)  # (Z, K, 2)
-        signal = self.emission / right[..., None]
-        patterns = list(product((0, 1), repeat=right.shape[1]))
-        k = np.arange(right.shape[1])
-        weight = np.stack([self.share * right[:, k, p].prod(axis=1) for p in patterns], axis=1)
-        shown = np.stack([signal[:, k, p] for p in patterns], axis=1)
-        correct = np.tile(np.array(patterns, dtype=np.float64), (len(self.share), 1))
-        return Outcomes(tuple(tiers), weight.ravel() / weight.sum(), correct, shown.reshape(-1, *shown.shape[2:]))
-
-
-def latent_classes(
-    correct: ArrayLike, level: ArrayLike, levels: int, classes: int, rng: np.random.Generator
-) -> LatentClasses:
-    r"""Return the mixture fitted by expectation maximisation from a random start.
-
-    .. math:: P(c, l) = \sum_z \pi_z \prod_k \theta_{zk}(c_k, l_k)
-
-    Each class starts from, and is pulled towards, the marginal law of the tier with the weight of one prompt
-    (``PSEUDO_COUNT``): no level is impossible in a class for want of prompts.
-
-    Parameters
-    ----------
-    correct : (n, K) array
-        0 or 1 [-].
-    level : (n, K) array of integers in 0..levels - 1
-    levels, classes : int
-        L and Z, at least 1 [-].
-    rng : numpy.random.Generator
-
-    Raises
-    ------
-    InputError
-        If shapes disagree, outcomes are not 0 or 1, or a level is outside its range.
-
-    Source
-    ------
-    Dempster, Laird & Rubin (1977); Goodman (1974), latent class analysis; Dirichlet prior centred at the marginals.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> easy = rng.uniform(size=2000) < 0.6
-    >>> right = rng.uniform(size=(2, 2000)) < np.where(easy, 0.95, 0.1)
-    >>> fit = latent_classes(right.T, np.zeros((2000, 2)), levels=1, classes=2, rng=rng)
-    >>> bool(np.abs(fit.share.max() - 0.6) < 0.05)
-    True
-    """
-    c, lv = np.asarray(correct), np.asarray(level).astype(np.intp)
-    require(c.ndim == 2 and c.size > 0, "correct", "must have shape (prompts, tiers)", c.shape)
-    require(lv.shape == c.shape, "level", f"must have shape {c.shape}", lv.shape)
-    require(bool(np.isin(c, (0, 1)).all()), "correct", "must hold 0 and 1 [-]", np.unique(c)[:4].tolist())
-    require(
-        lv.min() >= 0 and lv.max() < levels, "level", f"must lie in 0..{levels - 1}", (int(lv.min()), int(lv.max()))
-    )
-    require(classes >= 1, "classes", "must be at least 1 [-]", classes)
-    n = len(c)
-    seen = _one_hot(c, lv, levels)
-    prior = _marginal(seen)
-    if classes == 1:
-        return LatentClasses(np.ones(1), prior[None])
-    belong = rng.dirichlet(np.full(classes, 0.5), size=n)
-    share, emission = _maximise(seen, belong, prior)
-    before = -np.inf
-    for _ in range(ROUNDS):
-        logs = seen.reshape(n, -1) @ np.log(emission.reshape(classes, -1)).T + np.log(share)
-        total = logsumexp(logs, axis=1)
-        if total.mean() - before < GAIN:
-            break
-        before = total.mean()
-        share, emission = _maximise(seen, np.exp(logs - total[:, None]), prior)
-    return LatentClasses(share, emission)
-
-
-def _one_hot(correct: NDArray[np.generic], level: NDArray[np.generic], levels: int) -> Array:
-    """Return which (right, level) each tier showed, (n, K, 2, L)."""
-    code = correct.astype(np.intp) * levels + level.astype(np.intp)
-    return np.asarray((code[:, :, None] == np.arange(2 * levels)).astype(np.float64).reshape(*code.shape, 2, levels))
-
-
-def _marginal(seen: Array) -> Array:
-    """Return P(right, level) of each tier over all prompts, with half a prompt in each cell, (K, 2, L)."""
-    count = seen.sum(axis=0) + 0.5
-    return np.asarray(count / count.sum(axis=(1, 2), keepdims=True))
-
-
-def _maximise(seen: Array, belong: Array, prior: Array) -> tuple[Array, Array]:
-    """Return shares and emissions given how much each prompt belongs to each class, (n, Z)."""
-    share = belong.sum(axis=0) + PSEUDO_COUNT
-    count = np.tensordot(belong.T, seen, axes=1) + PSEUDO_COUNT * prior
-    return share / share.sum(), count / count.sum(axis=(2, 3), keepdims=True)
-
-
-def _log_joint(seen: Array, share: Array, emission: Array) -> Array:
-    logs = seen.reshape(len(seen), -1) @ np.log(emission.reshape(len(share), -1)).T + np.log(share)
-    return np.asarray(logsumexp(logs, axis=1))
-
-
-def average(models: Sequence[LatentClasses]) -> LatentClasses:
-    """Return the equal mixture of mixtures: all their classes, shares divided by their number."""
-    require(len(models) > 0, "models", "must be at least one", len(models))
-    share = np.concatenate([m.share for m in models]) / len(models)
-    return LatentClasses(share, np.concatenate([m.emission for m in models]))
-
-
-def choose_classes(
-    correct: ArrayLike,
-    level: ArrayLike,
-    levels: int,
-    rng: np.random.Generator,
-    candidates: Sequence[int] = CLASSES,
-    folds: int = 3,
-) -> tuple[int, dict[int, float]]:
-    """Return the number of classes with the best held-out log likelihood, and that of each candidate [nat/prompt]."""
-    c, lv = np.asarray(correct), np.asarray(level)
-    fold = fold_of(len(c), folds, rng)
-    score = {}
-    for z in candidates:
-        held = [
-            latent_classes(c[fold != f], lv[fold != f], levels, z, rng).log_likelihood(c[fold == f], lv[fold == f])
-            for f in range(folds)
-        ]
-        score[z] = float(np.mean(held))
-    return max(score, key=lambda z: score[z]), score
-
-
 # ---------------------------------------------------------------- table regressed on all scores
 
 
@@ -418,11 +269,14 @@ def smoothed_outcomes(
 ) -> Outcomes:
     r"""Return the table with one row per prompt: regressed quality, and levels smeared over their neighbours.
 
-    .. math:: P(l \mid \text{prompt}, k) \propto m_l\, e^{-(l - l_k)^2 / 2 w^2}
+    .. math:: P(l' \mid \text{prompt}, k) \propto x_{l'}\, e^{-(l' - l_k)^2 / 2 w^2}
 
-    m is the share of prompts at a level: where scores are tied a level is large, and little of it is smeared over the
-    small ones beside it. A raw table of prompts promises too much: with one prompt in a cell, the tier that happened to
-    be right there looks certain. Regressed quality removes the chance of the outcome, smearing that of the cell.
+    with x such that every level keeps the share of prompts it has: the plan's cost is decided by how many prompts show
+    a level, and a kernel that moved prompts from large levels to small ones would promise too few escalations (2 to 7 %
+    of the cost where four prompts in five show one level). Where scores are tied a level is large, and little of it
+    is smeared over the small ones beside it. A raw table of prompts promises too much quality: with one prompt in a
+    cell, the tier that happened to be right there looks certain. Regressed quality removes the chance of the outcome,
+    smearing that of the cell.
 
     Parameters
     ----------
@@ -444,7 +298,7 @@ def smoothed_outcomes(
     >>> quality = [[0.5, 0.9], [0.6, 0.9], [0.7, 0.9]]
     >>> table = smoothed_outcomes(("a", "b"), quality, [[0, 2], [1, 1], [2, 0]], levels=3, width=0.5)
     >>> table.signal[0].round(2).tolist()
-    [[0.88, 0.12, 0.0], [0.0, 0.12, 0.88]]
+    [[0.89, 0.11, 0.0], [0.0, 0.11, 0.89]]
     """
     require(width > 0, "width", "must be above 0 [levels]", width)
     lv = np.asarray(level).astype(np.intp)
@@ -453,8 +307,20 @@ def smoothed_outcomes(
 
 
 def _smeared(level: Levels, levels: int, width: float) -> Array:
-    """Return P(level l' is shown | prompt of level l), (L, L); levels nobody shows stay at 0."""
+    r"""Return P(level l' is shown | prompt of level l), (L, L), rows and columns of levels nobody shows at 0.
+
+    .. math:: m_l P(l' \mid l) = x_l\, e^{-(l - l')^2 / 2 w^2} x_{l'}, \qquad x_l (K x)_l = m_l
+
+    by symmetric scaling: x <- sqrt(x m / K x) (Knight, Ruiz & Ucar 2014, SIAM J. Matrix Anal. Appl. 35:931-955).
+    """
     share = np.bincount(level, minlength=levels) / len(level)
     at = np.arange(levels)
-    kernel = share * np.exp(-0.5 * ((at[:, None] - at) / width) ** 2)
-    return np.asarray(kernel / np.maximum(kernel.sum(axis=1, keepdims=True), np.finfo(float).tiny))
+    kernel = np.exp(-0.5 * ((at[:, None] - at) / width) ** 2)
+    shown, x = np.maximum(share, np.finfo(float).tiny), np.sqrt(share)
+    for _ in range(ROUNDS):
+        mass = x * (kernel @ x)
+        if np.abs(mass - share).max() < EDGE / levels:
+            break
+        x = np.sqrt(x * share / np.maximum(kernel @ x, np.finfo(float).tiny))
+    moved = x[:, None] * kernel * x / shown[:, None]
+    return np.asarray(moved / np.maximum(moved.sum(axis=1, keepdims=True), np.finfo(float).tiny))

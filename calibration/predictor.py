@@ -1,12 +1,13 @@
 """A small network: features of a prompt -> P(right) of each tier, P(next tier rescues); judged out of fold.
 
-Text-free features come first: scores, lengths, the data set, the turn of a conversation. The last column may be as many
-as wanted; nothing here knows what they mean. torch is imported where it is used.
+Features are those of :mod:`calibration.quality_features` or any other numbers; nothing here knows what they mean. What
+the network says is calibrated on prompts it was not trained on. torch is imported where it is used.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,51 +15,54 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from theory.errors import refuse, require
 
-from .outcome_models import EDGE, calibration_error, fold_of, log_loss
+from .outcome_models import METHODS, Calibrator, best_calibrator, calibration_error, fold_of, log_loss
 
 Array = NDArray[np.float64]
 
-FORMAT = "tierwise-predictor-1"
-HELD = 0.2  # share of the training prompts that sets the temperatures [-]
+FORMAT = "tierwise-predictor-2"
+INNER_FOLDS = 3  # of the training prompts, whose out-of-fold probabilities the calibration is fitted to [-]
+CLOSE = 1e-7  # a Newton step below this ends a logistic regression [log odds per standard deviation]
+LEAST = 20  # prompts, of which the calibration of an output needs as many with and without the event [-]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What is trained and how long."""
 
-    hidden: int = 0  # width of the one hidden layer; 0 is a logistic regression
-    steps: int = 100  # of L-BFGS, at most
+    hidden: int = 0  # width of the one hidden layer (torch); 0 is a logistic regression (no torch)
+    steps: int = 100  # of Newton's method, or of L-BFGS with a hidden layer, at most
     decay: float = 1e-3  # penalty on weights [-]
+    calibrate: bool = True  # on inner folds; where only the order of prompts matters it need not be
 
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A trained network with the scaling of its features and a temperature for each output."""
+    """A trained network with the scaling of its features and a calibrator for each output."""
 
     outputs: tuple[str, ...]
     mean: Array  # (features,)
     spread: Array  # (features,)
-    temperature: Array  # (outputs,) above 0 [-]
     weights: dict[str, Array] = field(repr=False)  # w1, b1 and, with a hidden layer, w2, b2
+    calibrators: tuple[Calibrator | None, ...]  # of the outputs; None leaves the network's word as it is
 
     def __call__(self, features: ArrayLike) -> Array:
         r"""Return the probabilities, (n, outputs) [-].
 
-        .. math:: \sigma\big((W_2 \tanh(W_1 z + b_1) + b_2) / T\big), \qquad z = (x - \bar x)/s
+        .. math:: g\big(\sigma(W_2 \tanh(W_1 z + b_1) + b_2)\big), \qquad z = (x - \bar x)/s
+
+        g is the calibrator: Platt's (a temperature and an offset), beta or isotonic, by held-back log loss.
         """
         x = np.asarray(features, dtype=np.float64)
         fits = x.ndim == 2 and x.shape[1] == len(self.mean) and bool(np.isfinite(x).all())
         require(fits, "features", f"must be finite and have {len(self.mean)} columns", x.shape)
-        return np.asarray(expit(self._logits(x) / self.temperature))
-
-    def _logits(self, x: Array) -> Array:
         z = (x - self.mean) / self.spread @ self.weights["w1"] + self.weights["b1"]
-        return np.tanh(z) @ self.weights["w2"] + self.weights["b2"] if "w2" in self.weights else np.asarray(z)
+        p = expit(np.tanh(z) @ self.weights["w2"] + self.weights["b2"] if "w2" in self.weights else z)
+        each = zip(p.T, self.calibrators, strict=True)
+        return np.column_stack([column if g is None else g(column) for column, g in each])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +99,13 @@ def output_names(tiers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def train(
-    features: ArrayLike, correct: ArrayLike, tiers: tuple[str, ...], shape: Shape | None = None, seed: int = 0
+    features: ArrayLike,
+    correct: ArrayLike,
+    tiers: tuple[str, ...],
+    shape: Shape | None = None,
+    seed: int = 0,
 ) -> Predictor:
-    """Return the predictor trained on prompts: penalised log loss, L-BFGS; a fifth is held back for temperatures.
+    """Return the predictor trained on prompts: penalised log loss; calibrated on inner folds.
 
     Parameters
     ----------
@@ -117,28 +125,81 @@ def train(
     """
     x = np.asarray(features, dtype=np.float64)
     y, weight = rescue_targets(correct)
-    fits = x.ndim == 2 and len(x) == len(y) >= 20 and bool(np.isfinite(x).all())
-    require(fits, "features", f"must be finite, one row for each of at least 20 prompts ({len(y)})", x.shape)
+    fits = x.ndim == 2 and len(x) == len(y) >= LEAST and bool(np.isfinite(x).all())
+    require(fits, "features", f"must be finite, one row for each of at least {LEAST} prompts ({len(y)})", x.shape)
     require(y.shape[1] == 2 * len(tiers) - 1, "tiers", f"must be {(y.shape[1] + 1) // 2} names", tiers)
-    held = np.random.default_rng(seed).random(len(x)) < HELD
+    names, form = output_names(tiers), shape or Shape()
+    trained = _trained(x, y, weight, names, form, seed)
+    if not form.calibrate:
+        return trained
+    inner = fold_of(len(x), INNER_FOLDS, np.random.default_rng(seed))
+    p = _cross(x, inner, lambda at: _trained(x[at], y[at], weight[at], names, form, seed))
+    rng = np.random.default_rng(seed)
+    fitted = tuple(_calibrator(p[w > 0, k], y[w > 0, k], rng) for k, w in enumerate(weight.T))
+    return Predictor(names, trained.mean, trained.spread, trained.weights, fitted)
+
+
+def _trained(x: Array, y: Array, weight: Array, names: tuple[str, ...], shape: Shape, seed: int) -> Predictor:
+    """Return the network, not calibrated."""
     mean, spread = x.mean(axis=0), x.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
-    weights = _fit((x[~held] - mean) / spread, y[~held], weight[~held], shape or Shape(), seed)
-    raw = Predictor(output_names(tiers), mean, spread, np.ones(y.shape[1]), weights)
-    logits = raw._logits(x[held])
-    temperature = [_temperature(logits[:, k], y[held, k], weight[held, k]) for k in range(y.shape[1])]
-    return Predictor(raw.outputs, mean, spread, np.array(temperature), weights)
+    return Predictor(names, mean, spread, _fit((x - mean) / spread, y, weight, shape, seed), (None,) * len(names))
+
+
+def _cross(x: Array, fold: NDArray[np.intp], fit: Callable[[NDArray[np.bool_]], Predictor]) -> Array:
+    """Return what predictors fitted without a fold say of it, (n, outputs)."""
+    parts = [(fold == f, fit(fold != f)(x[fold == f])) for f in range(int(fold.max()) + 1)]
+    p = np.empty((len(x), parts[0][1].shape[1]))
+    for at, said in parts:
+        p[at] = said
+    return p
+
+
+def _calibrator(p: Array, y: Array, rng: np.random.Generator) -> Calibrator | None:
+    """Return the calibrator of smallest held-back log loss; None where there is too little to fit one to."""
+    return best_calibrator(p, y, rng, INNER_FOLDS) if LEAST <= y.sum() <= len(y) - LEAST else None
 
 
 def _fit(z: Array, y: Array, weight: Array, shape: Shape, seed: int) -> dict[str, Array]:
-    """Return the weights that minimise the penalised log loss."""
+    r"""Return the weights that minimise the log loss per outcome + decay :math:`|W|^2`."""
+    if shape.hidden:
+        return _network(z, y, weight, shape, seed)
+    total = weight.sum()
+    each = [_line(z, y[:, k], weight[:, k] / total, shape) for k in range(y.shape[1])]
+    return {"w1": np.stack([w[:-1] for w in each], axis=1), "b1": np.array([w[-1] for w in each])}
+
+
+def _line(z: Array, y: Array, weight: Array, shape: Shape) -> Array:
+    """Return slopes and intercept of one output, (features + 1,): convex, so Newton's steps and no torch."""
+    x = np.column_stack([z, np.ones(len(z))])
+    ridge = np.append(np.full(z.shape[1], 2 * shape.decay), 1e-9)
+
+    def loss(w: Array) -> float:
+        h = x @ w
+        return float(weight @ (np.logaddexp(0, h) - y * h) + 0.5 * ridge @ w**2)
+
+    w = np.zeros(x.shape[1])
+    for _ in range(shape.steps):
+        p = expit(x @ w)
+        gradient = x.T @ (weight * (p - y)) + ridge * w
+        step = np.linalg.solve((x.T * (weight * p * (1 - p))) @ x + np.diag(ridge), gradient)
+        size, before = 1.0, loss(w)
+        while loss(w - size * step) > before and size > 1e-6:  # far from the optimum a full step may overshoot
+            size /= 2
+        w = w - size * step
+        if np.abs(size * step).max() < CLOSE:
+            break
+    return w
+
+
+def _network(z: Array, y: Array, weight: Array, shape: Shape, seed: int) -> dict[str, Array]:
+    """Return the weights of a network with a hidden layer."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     x, t, w = (torch.tensor(a, dtype=torch.float64) for a in (z, y, weight))
-    sizes = [x.shape[1], *([shape.hidden] if shape.hidden else []), t.shape[1]]
     parameters = {}
-    for i, (a, b) in enumerate(pairwise(sizes), start=1):
+    for i, (a, b) in enumerate(pairwise([x.shape[1], shape.hidden, t.shape[1]]), start=1):
         start = torch.randn(a, b, generator=generator, dtype=torch.float64) * (0.5 / a**0.5)
         parameters[f"w{i}"] = start.requires_grad_()
         parameters[f"b{i}"] = torch.zeros(b, dtype=torch.float64, requires_grad=True)
@@ -146,29 +207,25 @@ def _fit(z: Array, y: Array, weight: Array, shape: Shape, seed: int) -> dict[str
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
-        h = x @ parameters["w1"] + parameters["b1"]
-        h = torch.tanh(h) @ parameters["w2"] + parameters["b2"] if shape.hidden else h
+        h = torch.tanh(x @ parameters["w1"] + parameters["b1"]) @ parameters["w2"] + parameters["b2"]
         each = torch.nn.functional.binary_cross_entropy_with_logits(h, t, weight=w, reduction="sum")
-        penalty = torch.stack([(p**2).sum() for name, p in parameters.items() if name.startswith("w")]).sum()
-        total = each / w.sum() + shape.decay * penalty
+        total: torch.Tensor = each / w.sum() + shape.decay * (
+            (parameters["w1"] ** 2).sum() + (parameters["w2"] ** 2).sum()
+        )
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a few thousand rows: several threads wait for each other longer than they compute
+    try:
+        optimiser.step(loss)  # type: ignore[no-untyped-call]
+    finally:
+        torch.set_num_threads(threads)
     return {name: p.detach().numpy() for name, p in parameters.items()}
 
 
-def _temperature(logit: Array, y: Array, weight: Array) -> float:
-    """Return the T in [0.2, 5] of smallest held-back log loss; 1 where fewer than 10 prompts are held back."""
-    z, t = logit[weight > 0], y[weight > 0]
-    if len(t) < 10:
-        return 1.0
-    fit = minimize_scalar(lambda u: log_loss(expit(z / np.exp(u)), t), bounds=np.log([0.2, 5.0]), method="bounded")
-    return float(np.exp(fit.x))
-
-
-def report(probability: ArrayLike, outcome: ArrayLike) -> Report:
-    """Return the scores of probabilities, (n,) each.
+def report(probability: ArrayLike, outcome: ArrayLike, fold: ArrayLike | None = None) -> Report:
+    """Return the scores of probabilities, (n,) each; ``fold`` as in :func:`auroc`.
 
     Examples
     --------
@@ -178,18 +235,30 @@ def report(probability: ArrayLike, outcome: ArrayLike) -> Report:
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
     brier = float(np.mean((p - y) ** 2))
     r2 = 1 - brier / float(y.var()) if y.var() > 0 else float("nan")
-    return Report(len(y), brier, log_loss(p, y), calibration_error(p, y), auroc(p, y), r2)
+    return Report(len(y), brier, log_loss(p, y), calibration_error(p, y), auroc(p, y, fold), r2)
 
 
-def auroc(score: Array, outcome: Array) -> float:
-    """Return P(a right prompt scores above a wrong one) + P(equal)/2, nan without both [-]."""
+def auroc(score: Array, outcome: Array, fold: ArrayLike | None = None) -> float:
+    """Return P(a right prompt scores above a wrong one) + P(equal)/2, nan without both [-].
+
+    Scores out of fold come from several predictors. With ``fold``, (n,), only prompts of one fold are compared: across
+    folds the comparison is biased below 0.5, since a fold with many right prompts was left out of its own predictor.
+    """
     from scipy.stats import rankdata
 
-    right = outcome > 0.5
-    pairs = right.sum() * (~right).sum()
-    if not pairs:
-        return float("nan")
-    return float((rankdata(score)[right].sum() - right.sum() * (right.sum() + 1) / 2) / pairs)
+    which = np.zeros(len(score), dtype=np.intp) if fold is None else np.asarray(fold)
+    above, pairs = 0.0, 0
+    for f in np.unique(which):
+        s, right = score[which == f], outcome[which == f] > 0.5
+        n = int(right.sum())
+        above += float(rankdata(s)[right].sum()) - n * (n + 1) / 2
+        pairs += n * (len(s) - n)
+    return above / pairs if pairs else float("nan")
+
+
+def folds_of(n: int, folds: int = 5, seed: int = 0) -> NDArray[np.intp]:
+    """Return the fold of each prompt in :func:`out_of_fold`, (n,)."""
+    return fold_of(n, folds, np.random.default_rng(seed))
 
 
 def out_of_fold(
@@ -200,34 +269,40 @@ def out_of_fold(
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[Array, dict[str, Report]]:
-    """Return probabilities, each from a predictor that did not see the prompt, (n, outputs), and their reports."""
+    """Return probabilities, each from a predictor that did not see the prompt, (n, outputs), and their reports.
+
+    There is no report on a rescue from a tier that is never wrong.
+    """
     x, (y, weight) = np.asarray(features, dtype=np.float64), rescue_targets(correct)
-    fold = fold_of(len(y), folds, np.random.default_rng(seed))
-    p = np.empty_like(y)
-    for f in range(folds):
-        p[fold == f] = train(x[fold != f], y[fold != f, : len(tiers)], tiers, shape, seed)(x[fold == f])
+    right, fold = y[:, : len(tiers)], folds_of(len(y), folds, seed)
+    p = _cross(x, fold, lambda at: train(x[at], right[at], tiers, shape, seed))
     names = output_names(tiers)
-    return p, {n: report(p[weight[:, k] > 0, k], y[weight[:, k] > 0, k]) for k, n in enumerate(names)}
-
-
-def score_features(score: ArrayLike, tiers_run: int) -> Array:
-    """Return log odds of the scores of the first tiers that ran, the only ones known then, (n, tiers_run)."""
-    s = np.clip(np.asarray(score, dtype=np.float64)[:, :tiers_run], EDGE, 1 - EDGE)
-    return np.asarray(np.log(s) - np.log1p(-s))
+    known = {n: (k, weight[:, k] > 0) for k, n in enumerate(names) if weight[:, k].any()}
+    return p, {n: report(p[at, k], y[at, k], fold[at]) for n, (k, at) in known.items()}
 
 
 # ---------------------------------------------------------------- files
 
 
-def save(predictor: Predictor, folder: Path, notes: dict[str, Any] | None = None) -> None:
-    """Write ``predictor.safetensors`` (all numbers) and ``predictor.json`` (names, notes)."""
+def save(predictor: Predictor, folder: Path, features: Sequence[str] = (), notes: dict[str, Any] | None = None) -> None:
+    """Write ``predictor.safetensors`` (all numbers) and ``predictor.json`` (names of outputs and features, notes)."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {"mean": predictor.mean, "spread": predictor.spread, "temperature": predictor.temperature}
-    numbers = {name: np.ascontiguousarray(a, dtype=np.float64) for name, a in (arrays | predictor.weights).items()}
-    save_file(numbers, folder / "predictor.safetensors")
-    head = {"format": FORMAT, "outputs": list(predictor.outputs), "features": len(predictor.mean), "notes": notes or {}}
+    arrays = {"mean": predictor.mean, "spread": predictor.spread, **predictor.weights}
+    for k, g in enumerate(predictor.calibrators):
+        arrays |= {} if g is None else {f"at{k}": g.at, f"value{k}": g.value}
+    save_file(
+        {name: np.ascontiguousarray(a, dtype=np.float64) for name, a in arrays.items()},
+        folder / "predictor.safetensors",
+    )
+    head = {
+        "format": FORMAT,
+        "outputs": list(predictor.outputs),
+        "calibration": [g.method if g else None for g in predictor.calibrators],
+        "features": list(features) or len(predictor.mean),
+        "notes": notes or {},
+    }
     (folder / "predictor.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
 
 
@@ -247,11 +322,17 @@ def load(folder: Path) -> Predictor:
         arrays = load_file(folder / "predictor.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         refuse("folder", "must hold predictor.json and predictor.safetensors", f"{folder.name}: {error}")
-    require(head.get("format") == FORMAT, "format", f"must be {FORMAT}", head.get("format"))
-    outputs = tuple(head["outputs"])
-    require({"mean", "spread", "temperature", "w1", "b1"} <= set(arrays), "arrays", "are incomplete", sorted(arrays))
-    fixed = [arrays.pop(name) for name in ("mean", "spread", "temperature")]
-    found = Predictor(outputs, fixed[0], fixed[1], fixed[2], arrays)
-    fits = arrays["w1"].shape[0] == len(found.mean) == len(found.spread) and len(found.temperature) == len(outputs)
+    require(isinstance(head, dict) and head.get("format") == FORMAT, "format", f"must be {FORMAT}", folder.name)
+    outputs, methods = tuple(head.get("outputs", ())), head.get("calibration", ())
+    needed = {"mean", "spread", "w1", "b1"} | {f"{a}{k}" for k, m in enumerate(methods) if m for a in ("at", "value")}
+    require(needed <= set(arrays), "arrays", "must be complete", sorted(arrays))
+    require(all(m is None or m in METHODS for m in methods), "calibration", f"must be one of {METHODS}", methods)
+    calibrators = tuple(
+        Calibrator(m, arrays[f"at{k}"], arrays[f"value{k}"]) if m else None for k, m in enumerate(methods)
+    )
+    weights: dict[str, Array] = {name: arrays[name] for name in ("w1", "b1", "w2", "b2") if name in arrays}
+    found = Predictor(outputs, arrays["mean"], arrays["spread"], weights, calibrators)
+    last = weights.get("b2", weights["b1"])
+    fits = weights["w1"].shape[0] == len(found.mean) == len(found.spread) and len(last) == len(outputs) == len(methods)
     require(fits, "arrays", "must fit together", {n: a.shape for n, a in arrays.items()})
     return found

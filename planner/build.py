@@ -6,23 +6,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.engines import EngineTimes, engine_times
 from calibration.profiles import serving_profile
 from simulator import workload as wl
+from simulator.traces import CHARACTERS_PER_TOKEN, read_trace
 from simulator.workload import Workload
 from theory import outcomes as oc
-from theory.acceptance import SDSL, Acceptance, predicted_acceptance
+from theory.acceptance import SDSL, Acceptance, Positional, from_tokens_per_round, predicted_acceptance
 from theory.catalog import accelerator, model
 from theory.errors import refuse, require
 from theory.latency import Profile
 from theory.outcomes import Outcomes
 from theory.scaling import HOFFMANN, perplexity
 from theory.specs import Accelerator, Deployment, Limits, Rules, Transformer, check_tp
+from theory.speculation import mean_tokens
 from theory.work import parameters
 
 from .predict import DraftModel
-from .scenario import DraftChoice, Engine, Lengths, Quality, Scenario, TierChoice
+from .scenario import Arrivals, DraftChoice, Engine, Lengths, Quality, Scenario, TierChoice, Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,8 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
     asked = _workload(scenario, folder, rng)
     max_tokens = scenario.traffic.max_tokens or min(m.max_context for m in models)
     served = _at_most(asked, max_tokens)
+    if scenario.traffic.cached_prompt_share > 0:
+        served = wl.with_cached(served, scenario.traffic.cached_prompt_share)
     return Problem(
         scenario=scenario,
         accelerator=gpu,
@@ -162,7 +167,13 @@ def _draft(choice: DraftChoice, target: Transformer, folder: Path) -> DraftModel
         f"must be smaller than the target {target.name}",
         choice.model,
     )
-    if choice.acceptance is not None:
+    by_position, longest = None, choice.max_length
+    if choice.acceptance_by_position is not None:
+        by_position = Positional(tuple(choice.acceptance_by_position))
+        longest = min(longest, len(choice.acceptance_by_position))
+        alike = from_tokens_per_round(mean_tokens(by_position, longest), longest)
+        acceptance = Acceptance(alike, alike, alike, "published", choice.source or "")
+    elif choice.acceptance is not None:
         low, high = choice.acceptance_interval or (choice.acceptance, choice.acceptance)
         acceptance = Acceptance(choice.acceptance, low, high, "published", choice.source or "")
     else:
@@ -171,7 +182,7 @@ def _draft(choice: DraftChoice, target: Transformer, folder: Path) -> DraftModel
         own = perplexity(HOFFMANN, parameters(draft), choice.draft_tokens)
         aim = perplexity(HOFFMANN, parameters(target), choice.target_tokens)
         acceptance = replace(predicted_acceptance(SDSL, float(own), float(aim)), provenance="published law")
-    return DraftModel(draft, acceptance, max_length=choice.max_length)
+    return DraftModel(draft, acceptance, max_length=longest, by_position=by_position)
 
 
 def _outcomes(quality: Quality, tiers: list[TierChoice]) -> Outcomes:
@@ -191,25 +202,56 @@ def _outcomes(quality: Quality, tiers: list[TierChoice]) -> Outcomes:
 
 
 def _workload(scenario: Scenario, folder: Path, rng: np.random.Generator) -> Workload:
+    """Return the requests: lengths of laws or of a trace, sent by clients, by an arrival law or as in the trace."""
     traffic = scenario.traffic
     if traffic.trace is not None:
-        path = Path(traffic.trace)
-        return wl.read_trace(path if path.is_absolute() else folder / path, traffic.rate, traffic.requests)
+        return _from_trace(traffic, folder, rng)
     assert traffic.prompt_tokens is not None
     assert traffic.output_tokens is not None
     prompt, output = _lengths(traffic.prompt_tokens), _lengths(traffic.output_tokens)
     if traffic.clients:
-        return wl.closed_loop(
-            wl.ClosedLoop(traffic.clients, traffic.requests, traffic.think_time_s), prompt, output, rng
-        )
-    if traffic.rate is None:
+        return wl.closed_loop(_loop(traffic, traffic.requests), prompt, output, rng)
+    return wl.open_loop(_arrival_times(traffic, traffic.rate, traffic.requests, rng), prompt, output, rng)
+
+
+def _from_trace(traffic: Traffic, folder: Path, rng: np.random.Generator) -> Workload:
+    assert traffic.trace is not None
+    wanted = traffic.clients * traffic.requests_per_client if traffic.requests_per_client else traffic.requests
+    characters = traffic.characters_per_token or CHARACTERS_PER_TOKEN
+    read = read_trace(folder / traffic.trace, None, wanted, format=traffic.format, characters_per_token=characters)
+    if traffic.clients:
+        return wl.in_closed_loop(read, _loop(traffic, read.requests), rng)
+    timed = float(read.arrival[-1]) > 0
+    if traffic.arrivals is not None:
+        rate = traffic.rate if traffic.rate is not None or not timed else read.rate
+        times = _arrival_times(traffic, rate, read.requests, rng)
+        n, law = times.size, traffic.arrivals.kind
+        return Workload(times, read.prompt[:n], read.output[:n], f"lengths of {read.source}; {law} arrivals")
+    way_out = "Give `traffic.arrivals` with `traffic.rate`, or `traffic.clients`."
+    require(timed, "traffic.trace", "must hold two different arrival times", traffic.trace, way_out)
+    return read if traffic.rate is None else wl.at_rate(read, traffic.rate)
+
+
+def _loop(traffic: Traffic, requests: int) -> wl.ClosedLoop:
+    n = traffic.clients * traffic.requests_per_client if traffic.requests_per_client else requests
+    exponential = traffic.think_time_law == "exponential"
+    return wl.ClosedLoop(traffic.clients, n, traffic.think_time_s, exponential, traffic.start_over_s)
+
+
+def _arrival_times(traffic: Traffic, rate: float | None, n: int, rng: np.random.Generator) -> wl.Floats:
+    law = traffic.arrivals or Arrivals()
+    if law.kind == "piecewise":
+        assert law.rates is not None
+        assert law.durations_s is not None
+        durations = law.durations_s if len(law.durations_s) > 1 else law.durations_s * len(law.rates)
+        rates = wl.PiecewiseRates(tuple(law.rates), tuple(durations), law.repeat)
+        return wl.piecewise(rates if rate is None else rates.at(rate), n, rng)
+    if rate is None:
         refuse("traffic.rate", "must be given for an open loop [requests/s]", None)
-    arrival = (
-        wl.poisson(traffic.rate, traffic.requests, rng)
-        if traffic.arrivals.kind == "poisson"
-        else wl.gamma(traffic.rate, traffic.arrivals.cv, traffic.requests, rng)
-    )
-    return wl.open_loop(arrival, prompt, output, rng)
+    if law.kind == "poisson":
+        return wl.poisson(rate, n, rng)
+    assert law.cv is not None
+    return (wl.gamma if law.kind == "gamma" else wl.weibull)(rate, law.cv, n, rng)
 
 
 def _at_most(workload: Workload, tokens: int) -> Workload:
@@ -230,8 +272,17 @@ def _at_most(workload: Workload, tokens: int) -> Workload:
         workload.output[keep],
         f"{workload.source}; requests of more than {tokens} tokens left out",
         workload.clients,
-        workload.think_time,
+        _kept_pauses(workload, keep),
+        None if workload.cached is None else workload.cached[keep],
     )
+
+
+def _kept_pauses(workload: Workload, keep: NDArray[np.bool_]) -> float | wl.Floats:
+    """Return the think time of the requests kept; a staggered start passes on to the first of them."""
+    if not isinstance(workload.think_time, np.ndarray):
+        return workload.think_time
+    first = min(workload.clients, int(keep.sum()))
+    return np.concatenate([workload.think_time[:first], workload.think_time[keep][first:]])
 
 
 def _lengths(law: Lengths) -> wl.Lengths:

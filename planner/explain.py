@@ -362,6 +362,11 @@ def _trust(problem: Problem, result: dict[str, Any]) -> list[str]:
         f"{1000 * high:.3g} ms ({result['predicted']['interval_level']:.0%})."
     ]
     said += [f"Acceptance: {pairs}."] if drafted else []
+    traffic = problem.scenario.traffic
+    if traffic.arrivals.kind != "poisson" if traffic.arrivals is not None else traffic.trace is not None:
+        said.append(
+            "Predicted figures take arrivals as Poisson at the mean rate; simulated ones take them as they are."
+        )
     said += _beyond(problem, {t["draft"] for t in drafted})
     if problem.left_out > 0:
         said.append(

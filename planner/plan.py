@@ -90,7 +90,8 @@ def plan_scenario(
         "simulated": simulated,
         "baseline": baseline,
         "frontier": _frontier(problem, candidates, vertices),
-        "lambda": _price(problem, chosen, vertices, search.floor),
+        "lambda": (price := _price(problem, chosen, vertices, search.floor)),
+        "load_prices": _load_prices(search, chosen, price["value"]),
         "speculation": _speculation(problem, space, chosen),
         "binding": explain.binding(problem, space, chosen, search.used(chosen)),
         "sensitivity": _sensitivity(problem, space, progress),
@@ -154,7 +155,9 @@ def _verified(
 
 
 def _first(workload: Workload, count: int) -> Workload:
-    return Workload(workload.arrival[:count], workload.prompt[:count], workload.output[:count], workload.source)
+    w = workload
+    cached = None if w.cached is None else w.cached[:count]
+    return Workload(w.arrival[:count], w.prompt[:count], w.output[:count], w.source, cached=cached)
 
 
 def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:
@@ -240,6 +243,27 @@ def _price(problem: Problem, chosen: Candidate, vertices: list[PlanVertex], floo
         "budget": 1000 * chosen.cost,
         "budget_unit": "USD per 1000 requests",
         "quality_floor": floor,
+    }
+
+
+def _load_prices(search: Search, chosen: Candidate, lam: float | None) -> dict[str, Any] | None:
+    """Return what visits are worth at the fixed point of policy, loads and prices on the plan's own replicas.
+
+    ``quality`` is what the best mixture of stop rules reaches there with every replica allowed to be full; a plan of
+    two policies with room to spare stays below it. Prices in USD at the plan's lambda, in correct answers without one.
+    """
+    found = search.at_capacity(chosen, lam or 1.0)
+    if found is None:
+        return None
+    names = [search.problem.scenario.tiers[g.tier].name for g in sorted(chosen.groups, key=lambda g: g.tier)]
+    return {
+        "converged": found.converged,
+        "gap": found.gap,
+        "unit": "USD per visit" if lam else "correct answers per visit",
+        "price": dict(zip(names, found.prices.tolist(), strict=True)),
+        "visits": dict(zip(names, found.value.visits.tolist(), strict=True)),
+        "quality": found.value.quality,
+        "policies": len(found.policies),
     }
 
 

@@ -12,7 +12,7 @@ from theory.acceptance import Acceptance
 from theory.errors import require
 from theory.latency import Pass, Profile, StepTime, step_time, step_time_interval, verify_knee
 from theory.specs import Deployment, Transformer
-from theory.speculation import speedup, tokens_per_round
+from theory.speculation import LengthLaw, speedup, tokens_per_round
 
 Array = NDArray[np.float64]
 KNEE_EXTRA = 0.2  # a verify pass is past the knee when it costs this much more than a decode step [-]
@@ -28,6 +28,12 @@ class DraftModel:
     acceptance: Acceptance
     tp: int = 1  # GPUs of the target's group that run the draft
     max_length: int = 8  # longest draft considered [tokens]
+    by_position: LengthLaw | None = None  # acceptance by position where it is known; `acceptance` then sums it up
+
+    @property
+    def law(self) -> float | LengthLaw:
+        """How many drafted tokens are accepted: alpha_iid, or the law by position."""
+        return self.acceptance.value if self.by_position is None else self.by_position
 
 
 def draft_step(deployment: Deployment, profile: Profile, draft: DraftModel, batch: Array, context: Array) -> StepTime:

@@ -1,4 +1,4 @@
-"""A plan on disk: JSON, the frontier as CSV, and its picture. Files are written whole or not at all."""
+"""A plan or a simulation on disk: JSON, tables and a picture. Files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import csv
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from theory.errors import InputError
+
+from .requests import RequestFormat, write_requests
+from .simulate import Simulation
+from .timeline import draw
 
 
 def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -28,12 +33,42 @@ def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
         "frontier.csv": _csv(result["frontier"]).encode(),
         "frontier.png": _png(result),
     }
+    return _written(folder, {name: _of(content) for name, content in contents.items()})
+
+
+def write_simulation(simulation: Simulation, form: RequestFormat, folder: Path) -> list[Path]:
+    """Write simulate.json, requests.csv or .parquet, timeseries.png and timeseries.svg; return their paths.
+
+    The files depend on the scenario and the seed alone: the time the engine took is left out. The picture shows the
+    first replication, the table all of them.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made or written.
+    """
+    result, run = simulation.result, simulation.timeline
+    assert run is not None
+    title = result["scenario"] + (", replication 1" if result["intervals"]["replications"] > 1 else "")
+    stable = {k: v for k, v in result.items() if k != "wall_s"}
+    contents = {"simulate.json": (json.dumps(stable, indent=2, allow_nan=False) + "\n").encode(), **draw(run, title)}
+    writers = {name: _of(content) for name, content in contents.items()}
+    writers[f"requests.{form}"] = lambda path: write_requests(simulation.requests, form, path)
+    return _written(folder, writers)
+
+
+def _of(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def _written(folder: Path, writers: dict[str, Callable[[Path], object]]) -> list[Path]:
+    """Write all files beside their places, then move them in: an interrupt leaves none half written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as part:
-            for name, content in contents.items():
-                (Path(part) / name).write_bytes(content)
-            return [(Path(part) / name).replace(folder / name) for name in contents]
+            for name, write in writers.items():
+                write(Path(part) / name)
+            return [(Path(part) / name).replace(folder / name) for name in writers]
     except OSError as error:
         raise InputError(f"`output` must be a folder that can be written; got {folder} ({error.strerror}).") from None
 

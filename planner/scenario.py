@@ -82,8 +82,33 @@ class Engine(_Strict):
 class Arrivals(_Strict):
     """When requests come."""
 
-    kind: Literal["poisson", "gamma"] = "poisson"
-    cv: Positive = Field(1.0, description="coefficient of variation of the gaps between arrivals, kind gamma [-]")
+    kind: Literal["poisson", "gamma", "weibull", "piecewise"] = "poisson"
+    cv: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="coefficient of variation of the gaps between arrivals, kinds gamma and weibull [-]"
+    )
+    rates: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="arrivals in each piece, kind piecewise; scaled to `traffic.rate` if given [requests/s]"
+    )
+    durations_s: list[Positive] | None = Field(None, description="length of each piece, or of all pieces [s]")
+    repeat: bool = Field(True, description="begin again after the last piece, instead of stopping there")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Arrivals:
+        if self.kind in ("gamma", "weibull") and self.cv is None:
+            raise ValueError(f"kind {self.kind} needs `cv`, the coefficient of variation of the gaps [-]")
+        if self.kind not in ("gamma", "weibull") and self.cv is not None:
+            raise ValueError(f"takes `cv` with kind gamma or weibull, not {self.kind}")
+        pieces = self.rates is not None and self.durations_s is not None
+        if self.kind == "piecewise" and not pieces:
+            raise ValueError("kind piecewise needs `rates` [requests/s] and `durations_s` [s]")
+        if self.kind != "piecewise" and (self.rates, self.durations_s, self.repeat) != (None, None, True):
+            raise ValueError(f"takes `rates`, `durations_s` and `repeat` with kind piecewise, not {self.kind}")
+        if pieces and len(self.durations_s or ()) not in (1, len(self.rates or ())):
+            raise ValueError(
+                f"`durations_s` needs one value, or one for each of {len(self.rates or ())} rates; "
+                f"got {len(self.durations_s or ())}"
+            )
+        return self
 
 
 class Lengths(_Strict):
@@ -102,20 +127,41 @@ class Lengths(_Strict):
 
 
 class Traffic(_Strict):
-    """The load: an arrival law with length laws, a trace, or a closed loop of clients."""
+    """The load: lengths from laws or a trace; sent by an arrival law, at the times of the trace, or by clients."""
 
-    rate: Positive | None = Field(None, description="arrivals [requests/s]; a trace keeps its own unless given")
-    requests: Count = Field(20000, description="requests simulated [-]")
-    arrivals: Arrivals = Arrivals()
+    rate: Positive | None = Field(
+        None, description="arrivals [requests/s]; a trace and piecewise rates keep their own unless given"
+    )
+    requests: Count = Field(20000, description="requests simulated; of a trace, at most [-]")
+    arrivals: Arrivals | None = Field(
+        None, description="when requests come; by default at the times of the trace, or as a Poisson process"
+    )
     prompt_tokens: Lengths | None = None
     output_tokens: Lengths | None = None
-    trace: str | None = Field(None, description="CSV of arrivals and lengths, relative to the scenario's folder")
+    trace: str | None = Field(None, description="file of requests, relative to the scenario's folder")
+    format: str | None = Field(None, description="format of the trace; found from its content by default")
+    characters_per_token: Positive | None = Field(
+        None, description="of conversations whose turns give no `tokens` [characters/token]; 4 by default, assumed"
+    )
+    cached_prompt_share: Share = Field(
+        0.0,
+        description="share of each prompt whose keys and values are at hand, as in a conversation, not computed [-]",
+    )
     max_tokens: Count | None = Field(
         None, description="requests with more tokens are left out; by default the shortest context of the tiers"
     )
-    clients: Annotated[int, Field(ge=0)] = Field(0, description="closed loop: clients that wait for their answer [-]")
+    clients: Annotated[int, Field(ge=0)] = Field(
+        0, description="closed loop: clients that wait for their answer; replaces `rate` [-]"
+    )
+    requests_per_client: Count | None = Field(
+        None, description="closed loop: requests for each client, from one queue; replaces `requests` [-]"
+    )
     think_time_s: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="closed loop: pause before the next request [s]"
+        0.0, description="closed loop: pause before the next request, its mean if exponential [s]"
+    )
+    think_time_law: Literal["constant", "exponential"] = "constant"
+    start_over_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="closed loop: time over which clients start, evenly; 0: all at once [s]"
     )
 
     @model_validator(mode="after")
@@ -124,8 +170,18 @@ class Traffic(_Strict):
             raise ValueError("needs either `trace` or both `prompt_tokens` and `output_tokens`")
         if self.trace is not None and (self.prompt_tokens is not None or self.output_tokens is not None):
             raise ValueError("takes either `trace` or `prompt_tokens` and `output_tokens`, not both")
-        if self.trace is None and self.rate is None and self.clients == 0:
-            raise ValueError("needs `rate` [requests/s] or `clients`")
+        if self.trace is None and (self.format, self.characters_per_token) != (None, None):
+            raise ValueError("takes `format` and `characters_per_token` with a `trace`")
+        if self.clients and self.arrivals is not None:
+            raise ValueError("takes either `arrivals` (open loop) or `clients` (closed loop), not both")
+        if not self.clients:
+            loop = ("requests_per_client", "think_time_s", "think_time_law", "start_over_s")
+            given = [name for name in loop if getattr(self, name) != type(self).model_fields[name].default]
+            if given:
+                raise ValueError(f"takes `{given[0]}` in a closed loop only: give `clients`")
+            pieces = self.arrivals is not None and self.arrivals.kind == "piecewise"
+            if self.trace is None and self.rate is None and not pieces:
+                raise ValueError("needs `rate` [requests/s] or `clients`")
         return self
 
 
@@ -135,6 +191,9 @@ class DraftChoice(_Strict):
     model: str
     acceptance: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="alpha_iid [-]")
     acceptance_interval: tuple[Share, Share] | None = Field(None, description="90 % interval of alpha_iid [-]")
+    acceptance_by_position: Annotated[list[Share], Field(min_length=1, max_length=16)] | None = Field(
+        None, description="acceptance at each position given that all before it were accepted; bounds the draft length"
+    )
     source: str | None = Field(None, description="where the acceptance is from; required with `acceptance`")
     draft_tokens: Positive | None = Field(None, description="tokens the draft was trained on, for the law [tokens]")
     target_tokens: Positive | None = Field(None, description="tokens the target was trained on, for the law [tokens]")
@@ -142,9 +201,13 @@ class DraftChoice(_Strict):
 
     @model_validator(mode="after")
     def _sourced(self) -> DraftChoice:
-        if (self.acceptance is None) == (self.draft_tokens is None or self.target_tokens is None):
-            raise ValueError("needs either `acceptance` with its `source`, or `draft_tokens` and `target_tokens`")
-        if self.acceptance is not None and not self.source:
+        by_law = self.draft_tokens is not None and self.target_tokens is not None
+        if (self.acceptance is not None) + (self.acceptance_by_position is not None) + by_law != 1:
+            raise ValueError(
+                "needs exactly one of `acceptance` with its `source`, `acceptance_by_position` with its `source`, "
+                "`draft_tokens` and `target_tokens`"
+            )
+        if not by_law and not self.source:
             raise ValueError("`acceptance` needs a `source`: a number without one is refused")
         return self
 
@@ -225,6 +288,23 @@ class TierDeployment(_Strict):
     draft_length: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = Field(
         "auto", description="gamma [tokens]; auto: the best for each batch size"
     )
+    routing: Literal["round-robin", "random", "least-outstanding"] = Field(
+        "round-robin", description="rule by which the tier's replicas share its requests"
+    )
+
+
+class Loading(_Strict):
+    """What replicas do first, from the time 0 at which requests begin to come: read their weights."""
+
+    seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="load time of every replica [s]")
+    bytes_per_s: Positive | None = Field(None, description="rate at which a replica reads its weights [byte/s]")
+    source: str = Field(min_length=1, description="place where the number is from, e.g. measured, and on what")
+
+    @model_validator(mode="after")
+    def _one(self) -> Loading:
+        if (self.seconds is None) == (self.bytes_per_s is None):
+            raise ValueError("needs exactly one of `seconds` [s] and `bytes_per_s` [byte/s]")
+        return self
 
 
 class DeploymentChoice(_Strict):
@@ -232,6 +312,7 @@ class DeploymentChoice(_Strict):
 
     tiers: list[TierDeployment] = Field(min_length=1)
     lambda_usd: Positive | None = Field(None, description="the stop rule's worth of a correct answer [USD]")
+    loading: Loading | None = Field(None, description="load time of the models; none: they are loaded at time 0")
 
     @model_validator(mode="after")
     def _rule(self) -> DeploymentChoice:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.engine import Routing
 from theory import cascade
 from theory.cascade import Mixture, Policy, PolicyValue, Vertex
 from theory.errors import InfeasibleError
+from theory.load_prices import Demand, LoadPlan, SharedProcessor, plan_under_load
 from theory.outcomes import Outcomes, accuracy
 
 from .build import Problem
@@ -22,6 +24,7 @@ from .space import Space, occupancy
 
 Array = NDArray[np.float64]
 FILL_STEPS = 6  # halvings of the share of requests that follow the dearer rule [-]
+LOADED = 0.999  # load at which a station of known capacity is full: any will do where time has no price [-]
 PRICE_SPAN = 8.0  # Optuna tries tier prices up to this factor off their GPU time [-]
 
 
@@ -47,6 +50,8 @@ class Group:
     service: Service
     replicas: int
     rate: float  # arrivals at one replica [requests/s]
+    routing: Routing = "round-robin"
+    ready_s: float = 0.0  # when its replicas have loaded their model [s]
 
     @property
     def gpus(self) -> int:
@@ -170,6 +175,26 @@ class Search:
         count = math.ceil(rate / capacity[best] - 1e-9)
         return Group(tier, self.space.services[tier][best], count, rate / count)
 
+    def at_capacity(self, candidate: Candidate, lam: float) -> LoadPlan | None:
+        """Return the best mixture of stop rules on a plan's own replicas, and what a visit is worth there.
+
+        GPUs are paid whether busy or not, so a visit costs nothing but the room it takes: its price is the multiplier
+        of the load that the replicas bear within the SLOs. None where there is nothing to choose.
+
+        Parameters
+        ----------
+        lam : float
+            What a correct answer is worth; the prices are in its unit [USD].
+        """
+        if self.problem.outcomes is None or len(candidate.groups) < 2:
+            return None
+        groups = sorted(candidate.groups, key=lambda g: g.tier)
+        table = subset(self.problem.outcomes, tuple(g.tier for g in groups))
+        bears = [g.replicas * float(self._capacity[g.tier][self._index(g)]) for g in groups]
+        stations = [SharedProcessor(LOADED / b, load=LOADED) for b in bears]
+        demand = Demand(table, np.zeros(len(groups)), self.problem.rate, lam, time_value=0.0)
+        return plan_under_load(demand, stations)
+
     def measure(self, group: Group, simulated: Callable[[Service, float], float]) -> None:
         """Replace the analytic capacity of a group's service by the simulated one."""
         index = self._index(group)
@@ -230,9 +255,8 @@ def _blend(low: Rule, high: Rule, share: float) -> Rule:
 def subset(outcomes: Outcomes, tiers: tuple[int, ...]) -> Outcomes:
     """Return the joint outcomes of some of the tiers."""
     at = list(tiers)
-    return Outcomes(
-        tuple(outcomes.tiers[i] for i in at), outcomes.weight, outcomes.correct[:, at], outcomes.signal[:, at]
-    )
+    names = tuple(outcomes.tiers[i] for i in at)
+    return replace(outcomes, tiers=names, correct=outcomes.correct[:, at], signal=outcomes.signal[:, at])
 
 
 def single(problem: Problem, tier: int) -> Rule:

@@ -14,7 +14,7 @@ from theory.latency import Pass, Profile, step_time
 from theory.memory import kv_capacity_tokens
 from theory.queueing import mean_overshoot
 from theory.specs import Deployment
-from theory.speculation import Schedule, best_schedule, tokens_per_round, tokens_variance
+from theory.speculation import LengthLaw, Schedule, best_schedule, mean_tokens, variance_tokens
 
 from .predict import DraftModel, round_time
 
@@ -28,13 +28,14 @@ IntArray = NDArray[np.int64]
 class Load:
     """The moments of a workload that the analytic model needs."""
 
-    prompt: float  # mean [tokens]
+    prompt: float  # mean that needs computing: all but the cached part [tokens]
     output: float  # mean [tokens]
     context: float  # mean cached tokens of a decoding sequence [tokens]
     context_sd: float  # their standard deviation [tokens]
     output_cv2: float  # squared coefficient of variation of the output [-]
     longest: int  # longest prompt plus output [tokens]
-    prompt_square: float  # mean of the square [tokens^2]
+    prompt_square: float  # mean of the square of what needs computing [tokens^2]
+    attended: float  # mean of twice the pairs of tokens that prefill attends to, P^2 less its cached part squared [-]
 
     @property
     def output_to_come(self) -> float:
@@ -48,16 +49,18 @@ class Load:
         .. math:: E[S] = \frac{E[L (P + L / 2)]}{E[L]}, \qquad E[S^2] = \frac{E[L (P^2 + P L + L^2 / 3)]}{E[L]}
         """
         prompt, output = workload.prompt.astype(float), workload.output.astype(float)
+        cached = np.zeros_like(prompt) if workload.cached is None else workload.cached.astype(float)
         context = (output * (prompt + output / 2)).mean() / output.mean()
         square = (output * (prompt**2 + prompt * output + output**2 / 3)).mean() / output.mean()
         return cls(
-            prompt=float(prompt.mean()),
+            prompt=float((prompt - cached).mean()),
             output=float(output.mean()),
             context=float(context),
             context_sd=float(max(square - context**2, 0.0) ** 0.5),
             output_cv2=float(output.var() / output.mean() ** 2),
             longest=int((workload.prompt + workload.output).max()),
-            prompt_square=float((prompt**2).mean()),
+            prompt_square=float(((prompt - cached) ** 2).mean()),
+            attended=float((prompt**2 - cached**2).mean()),
         )
 
 
@@ -84,9 +87,9 @@ class Service:
         return self.deployment.tp
 
     @property
-    def acceptance(self) -> float:
-        """Acceptance of the draft, 0 without one [-]."""
-        return self.draft.acceptance.value if self.draft else 0.0
+    def acceptance(self) -> float | LengthLaw:
+        """Acceptance of the draft, one number or a law, 0 without one [-]."""
+        return self.draft.law if self.draft else 0.0
 
     @property
     def name(self) -> str:
@@ -203,11 +206,11 @@ def _sequences_held(capacity: float, mean: float, sd: float) -> float:
 def _rounds(table: StepTable, load: Load, draft: DraftModel | None, length: int | None) -> Schedule:
     batch = np.arange(1, table.base.shape[1])
     times = table.base[:, 1:] + table.slope[:, 1:] * batch * load.context
-    alpha = draft.acceptance.value if draft else 0.0
+    law = draft.law if draft else 0.0
     if length is None:
-        return best_schedule(alpha, times, tolerance=SCHEDULE_TOLERANCE)
+        return best_schedule(law, times, tolerance=SCHEDULE_TOLERANCE)
     row = table.row(length)
-    tokens = np.full(len(batch), float(tokens_per_round(alpha, length)))
+    tokens = np.full(len(batch), mean_tokens(law, length))
     return Schedule(np.full(len(batch), length), tokens, times[row])
 
 
@@ -219,7 +222,7 @@ def _prefills(table: StepTable, load: Load, rounds: Schedule, mixed: bool) -> di
     n, floor = np.arange(1, len(rounds.length) + 1), table.prefill_floor
     decoding = n * (rounds.length + 1.0) if mixed else np.zeros(len(n))
     decode_s = rounds.time if mixed else np.full(len(n), table.base[0, 0])
-    spread = table.prefill_context_slope * (load.prompt_square - load.prompt**2) / 2
+    spread = table.prefill_context_slope * (load.attended - load.prompt**2) / 2
     one = decode_s + np.asarray(table.prefill_time(load.prompt, decoding=decoding)) + spread
     two = one + np.asarray(table.prefill_time(load.prompt, decoding=decoding + load.prompt)) + spread
     alone = float(table.base[0, 0] + table.prefill_time(load.prompt) + spread)
@@ -233,8 +236,8 @@ def _prefills(table: StepTable, load: Load, rounds: Schedule, mixed: bool) -> di
 def _overshoot(rounds: Schedule, draft: DraftModel | None) -> float:
     """Mean tokens past the end of a request, at the draft length of a middling batch."""
     gamma = int(rounds.length[min(15, len(rounds.length) - 1)])
-    alpha = draft.acceptance.value if draft else 0.0
-    return float(mean_overshoot(tokens_per_round(alpha, gamma), tokens_variance(alpha, gamma)))
+    law = draft.law if draft else 0.0
+    return float(mean_overshoot(mean_tokens(law, gamma), variance_tokens(law, gamma)))
 
 
 def with_length(service: Service, load: Load, length: int) -> Service:

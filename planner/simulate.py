@@ -5,28 +5,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator import metrics
 from simulator.cluster import ClusterRecords, Paths, TierSetup, decide, only, simulate_cluster
-from simulator.engine import Records, simulate
-from simulator.metrics import Estimate, Summary
+from simulator.engine import Records, is_compiled, simulate
 from simulator.workload import Workload, at_rate
 from theory import cascade
-from theory.cost import dollars_per_correct_answer, dollars_per_million_tokens, joules_at_most
 from theory.errors import InfeasibleError, refuse, require
+from theory.memory import load_time
 
 from .build import Problem, resolve
-from .predict import DraftModel, draft_degrees
-from .scenario import DeploymentChoice, Scenario, Slo, TierDeployment
+from .figures import STATUS_RULE, WARMUP_RULE, Tree, figures, in_order, joined, published, times_of
+from .predict import draft_degrees
+from .replications import replicate, seeds
+from .requests import Column, request_columns
+from .scenario import DeploymentChoice, Loading, Scenario, Slo, TierDeployment
 from .search import Candidate, Group, Rule, Search, best_of, quality_floor, single, subset
 from .service import Load, Service, build_service
 from .space import capacities, enumerate_space, occupancy
+from .timeline import Timeline, timeline
 
 HEADROOM = (
     0.9  # of the analytic capacity, mostly within 10 % of the simulated (studies/capacity_without_simulation) [-]
@@ -73,19 +75,13 @@ def keeps(records: Records, slo: Slo) -> bool:
     """Return whether a run was steady and kept mean TPOT and p99 TTFT of a visit; a refused request breaks them."""
     if records.refused.any() or metrics.status(records) != "steady":
         return False
-    ttft, tpot = _visit_times(records)
+    ttft, tpot = times_of(records)
     return float(np.quantile(ttft, 0.99)) <= slo.ttft_p99_s and float(tpot.mean()) <= slo.tpot_mean_s
-
-
-def _visit_times(records: Records) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return TTFT [s] and TPOT [s/token] of each visit."""
-    ttft = records.first_token - records.arrival
-    return ttft, (records.completion - records.first_token) / np.maximum(records.output - 1, 1)
 
 
 def simulate_candidate(problem: Problem, candidate: Candidate, seed: int) -> dict[str, Any]:
     """Return the simulated figures of a plan: the keys of ``tierwise simulate`` but for the time it took."""
-    return figures(problem, candidate, run(problem, candidate, seed))
+    return published(figures(problem, candidate, run(problem, candidate, seed)))
 
 
 def run(problem: Problem, candidate: Candidate, seed: int) -> ClusterRecords:
@@ -108,6 +104,8 @@ def _setup(problem: Problem, group: Group) -> TierSetup:
         s.acceptance,
         group.replicas,
         s.gpus,
+        group.routing,
+        group.ready_s,
     )
 
 
@@ -125,143 +123,15 @@ def _paths(problem: Problem, rule: Rule, order: list[int], rng: np.random.Genera
     return Paths(paths.visits[:, used], np.where(paths.answer >= 0, place[paths.answer], -1), paths.quality)
 
 
-def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> dict[str, Any]:
-    """Return the figures of a run; times of visits pool all tiers, ``e2e_s`` ends with the final answer."""
-    served = ~records.refused
-    require(bool(served.any()), "kv_tokens", "must hold at least one request; every request was refused", 0)
-    e2e = records.completion - records.arrival
-    closed = problem.workload.clients > 0
-    warm = 0 if closed else metrics.warmup_requests(records.arrival[served], e2e[served])
-    kept = np.flatnonzero(served)[warm:]
-    late = np.zeros(len(e2e), dtype=bool)
-    late[kept] = True
-    visits = [(_visit_times(r), late[v] & ~r.refused) for r, v in _visited(records)]
-    span = float(np.nanmax(records.completion) - np.min(records.arrival))
-    steady = records.status == "steady" and not closed
-    rate = problem.rate if steady else float(served.sum()) / span  # an overloaded system completes less than arrives
-    tokens = float(records.output[kept].mean())
-    good = _good(problem.scenario.slo, records, kept)
-    quality = None if np.isnan(records.correct).all() else metrics.mean_interval(records.correct[kept])
-    began = np.argsort(np.concatenate([r.arrival[k] for (r, _), (_, k) in zip(_visited(records), visits, strict=True)]))
-    ttft, tpot = (np.concatenate([t[i][k] for t, k in visits])[began] for i in (0, 1))
-    speed = 1.0 / tpot[tpot > 0]
-    return {
-        "requests": int(problem.workload.requests),
-        "warmup_requests": int(warm),
-        "refused": int(records.refused.sum()),
-        "left_out_fraction": problem.left_out,
-        "status": records.status,
-        "ttft_s": _summary(metrics.summary(ttft)),
-        "tpot_s": _summary(metrics.summary(tpot)),
-        "e2e_s": _summary(metrics.summary(e2e[kept])),
-        "answer_ttft_s": _summary(metrics.summary((records.first_token - records.arrival)[kept])),
-        "throughput": {
-            "requests_per_s": float(rate),
-            "output_tokens_per_s": float(rate * tokens),
-            "per_gpu": float(rate * tokens / candidate.gpus),
-            "per_user": float(speed.mean()) if len(speed) else None,
-        },
-        "goodput": {
-            "fraction": good.value,
-            "interval": _ends(good),
-            "requests_per_s": float(rate * good.value),
-        },
-        "tiers": [
-            _tier(problem, g, r, late[v], len(kept), float(np.mean(records.answer[kept] == i)))
-            for i, (g, (r, v)) in enumerate(zip(_in_order(candidate), _visited(records), strict=True))
-        ],
-        "quality": {"mean": quality.value, "interval": _ends(quality)} if quality else None,
-        "cost": _money(problem, candidate, float(rate), tokens, quality, records, kept),
-    }
-
-
-def _in_order(candidate: Candidate) -> list[Group]:
-    return sorted(candidate.groups, key=lambda g: g.tier)
-
-
-def _visited(records: ClusterRecords) -> list[tuple[Records, NDArray[np.intp]]]:
-    return [(r, v) for r, v in zip(records.tiers, records.visitors, strict=True) if r is not None]
-
-
-def _good(slo: Slo, records: ClusterRecords, kept: NDArray[np.intp]) -> Estimate:
-    """Return the share of requests all of whose visits keep the TTFT and TPOT objectives, and E2E if there is one."""
-    good = ~records.refused
-    for run_of, who in _visited(records):
-        ttft, tpot = _visit_times(run_of)
-        good[who] &= (ttft <= slo.ttft_p99_s) & (tpot <= slo.tpot_mean_s)
-    if slo.e2e_p99_s is not None:
-        good &= (records.completion - records.arrival) <= slo.e2e_p99_s
-    return metrics.mean_interval(good[kept].astype(float))
-
-
-def _tier(
-    problem: Problem, group: Group, records: Records, late: NDArray[np.bool_], requests: int, stops: float
-) -> dict[str, Any]:
-    ttft, tpot = (x[late & ~records.refused] for x in _visit_times(records))
-    drafted = int(records.drafted.sum())
-    span = max(float(np.nanmax(records.completion) - np.min(records.arrival)), 1e-300)
-    return {
-        "name": problem.scenario.tiers[group.tier].name,
-        "share": float(late.sum() / requests),
-        "stop_fraction": stops,
-        "mean_batch": float(records.decode_s / span / group.replicas),
-        "utilisation": float(records.busy_s / span / group.replicas),
-        "acceptance": float(records.accepted.sum() / drafted) if drafted else None,
-        "acceptance_kind": "accepted / drafted",
-        "preemptions_per_request": float(records.preemptions.mean()),
-        "status": metrics.status(records),
-        "ttft_s": _summary(metrics.summary(ttft)),
-        "tpot_s": _summary(metrics.summary(tpot)),
-    }
-
-
-def _money(
-    problem: Problem,
-    candidate: Candidate,
-    rate: float,
-    tokens: float,
-    quality: Estimate | None,
-    records: ClusterRecords,
-    kept: NDArray[np.intp],
-) -> dict[str, Any]:
-    price = problem.scenario.fleet.price_per_gpu_hour
-    each = candidate.gpus * price / 3600 / rate
-    correct = float(dollars_per_correct_answer(each, quality.value)) if quality and quality.value > 0 else None
-    return {
-        "gpus": candidate.gpus,
-        "usd_per_1000_requests": 1000 * each,
-        "usd_per_correct_answer": correct,
-        "usd_per_million_output_tokens": float(dollars_per_million_tokens(candidate.gpus, price, rate * tokens)),
-        "gpu_s_per_request": float(records.gpu_s[kept].mean()),
-        "joules_per_request_at_most": float(joules_at_most(candidate.gpus / rate, problem.accelerator)),
-    }
-
-
-def _summary(s: Summary) -> dict[str, Any]:
-    return {
-        **{name: _finite(getattr(s, name).value) for name in ("mean", "p50", "p90", "p95", "p99")},
-        "interval": _ends(s.mean),
-        "p99_interval": _ends(s.p99),
-    }
-
-
-def _ends(estimate: Estimate) -> list[float | None]:
-    return [_finite(estimate.low), _finite(estimate.high)]
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def missed(simulated: dict[str, Any], candidate: Candidate, problem: Problem) -> list[Group]:
     """Return the groups of a plan that break an SLO in simulation; all of them if only the time to the answer does."""
     slo = problem.scenario.slo
     bad = [
         group
-        for group, tier in zip(_in_order(candidate), simulated["tiers"], strict=True)
+        for group, tier in zip(in_order(candidate), simulated["tiers"], strict=True)
         if tier["status"] != "steady"
-        or tier["ttft_s"]["p99"] > slo.ttft_p99_s
-        or tier["tpot_s"]["mean"] > slo.tpot_mean_s
+        or (tier["ttft_s"]["p99"] or 0.0) > slo.ttft_p99_s
+        or (tier["tpot_s"]["mean"] or 0.0) > slo.tpot_mean_s
     ]
     if not bad and slo.e2e_p99_s is not None and simulated["e2e_s"]["p99"] > slo.e2e_p99_s:
         return list(candidate.groups)
@@ -273,26 +143,85 @@ def missed(simulated: dict[str, Any], candidate: Candidate, problem: Problem) ->
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One replication of a plan: what it runs, and on which draws."""
+
+    scenario: Scenario
+    folder: Path  # where relative paths of the scenario start
+    profile: str | None
+    candidate: Candidate
+    number: int  # from 0 [-]
+    seed: int
+    in_detail: bool  # also request by request and over time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replication:
+    """What one replication gave."""
+
+    figures: Tree
+    wall_s: float  # the engine's time [s]
+    requests: tuple[Column, ...]  # empty unless in detail
+    timeline: Timeline | None  # of the first one in detail
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulation:
+    """What ``tierwise simulate`` found: its JSON; in detail, each replication's requests and the first over time."""
+
+    result: dict[str, Any]
+    requests: tuple[tuple[Column, ...], ...] = ()
+    timeline: Timeline | None = None
+
+
 def simulate_scenario(
     scenario: Scenario,
     folder: Path,
     profile: str | None,
     seed: int | None,
     progress: Callable[[str, int, int], None],
+    replications: int = 1,
+    workers: int = 1,
 ) -> dict[str, Any]:
+    """Return what happens when the deployment of a scenario serves its traffic; see :func:`simulation`."""
+    return simulation(scenario, folder, profile, seed, progress, replications, workers).result
+
+
+def simulation(
+    scenario: Scenario,
+    folder: Path,
+    profile: str | None,
+    seed: int | None,
+    progress: Callable[[str, int, int], None],
+    replications: int = 1,
+    workers: int = 1,
+    in_detail: bool = False,
+) -> Simulation:
     """Return what happens when the deployment of a scenario serves its traffic.
 
-    Without a deployment in the scenario it is the one that the analytic planner picks.
+    Without a deployment in the scenario it is the one that the analytic planner picks for the traffic of the seed.
+    Replications differ in their requests (but for a trace, which is what it is), paths and acceptances.
+
+    Parameters
+    ----------
+    replications : int
+        Independent runs; their spread gives the intervals. One run has them from batch means [-].
+    workers : int
+        Processes; they do not change the result [-].
+    in_detail : bool
+        Whether to keep every request, and the first run over time.
 
     Raises
     ------
     InputError
-        If the deployment names what is not there, or a closed loop is asked of several tiers or replicas.
+        If the deployment names what is not there, or a closed loop is asked of several tiers.
     InfeasibleError
         If the deployment does not fit.
     """
     used_seed = scenario.search.seed if seed is None else seed
-    progress("preparing", 0, 2)
+    given = seeds(used_seed, replications)
+    progress("preparing", 0, 1)
     problem = resolve(scenario, folder, profile, used_seed)
     if scenario.deployment is not None:
         candidate = deployed(problem, scenario.deployment)
@@ -304,14 +233,61 @@ def simulate_scenario(
             None,
         )
         candidate = analytic_candidate(problem)
-    progress("simulating", 1, 2)
+    progress("simulating", 0, replications)
+    tasks = [Task(scenario, folder, profile, candidate, i, s, in_detail) for i, s in enumerate(given)]
+    if replications == 1:
+        runs = [_replication(tasks[0], problem)]
+    else:
+        _compile(candidate.groups[0].service)  # once, not in every process
+        runs = replicate(_replicate, tasks, workers, lambda done: progress("simulating", done, replications))
+    progress("simulating", replications, replications)
+    result = {"scenario": scenario.name, **published(joined([r.figures for r in runs]))}
+    result |= {
+        "intervals": {
+            "level": metrics.LEVEL,
+            "method": _method(scenario, replications),
+            "replications": replications,
+        },
+        "rules": {"status": STATUS_RULE, "warmup": WARMUP_RULE},
+        "provenance": {
+            "step_time": problem.profile.provenance,
+            "profile": problem.profile.name,
+            "seed": used_seed,
+            "traffic": problem.workload.source,
+        },
+        "wall_s": sum(r.wall_s for r in runs),
+    }
+    return Simulation(result, tuple(r.requests for r in runs) if in_detail else (), runs[0].timeline)
+
+
+def _method(scenario: Scenario, replications: int) -> str:
+    if replications == 1:
+        return "batch means of one run"
+    given = " of the one trace: its own chance is not in them" if scenario.traffic.trace else ""
+    return f"Student's t over independent replications{given}"
+
+
+def _replicate(task: Task) -> Replication:
+    return _replication(task, resolve(task.scenario, task.folder, task.profile, task.seed))
+
+
+def _replication(task: Task, problem: Problem) -> Replication:
+    plan = task.candidate
     start = time.perf_counter()
-    records = run(problem, candidate, used_seed)
+    records = run(problem, plan, task.seed)
     wall = time.perf_counter() - start
-    result = {"scenario": scenario.name, **figures(problem, candidate, records)}
-    progress("simulating", 2, 2)
-    provenance = {"step_time": problem.profile.provenance, "profile": problem.profile.name, "seed": used_seed}
-    return {**result, "provenance": provenance, "wall_s": wall}
+    return Replication(
+        figures(problem, plan, records),
+        wall,
+        request_columns(problem, plan, records, task.number) if task.in_detail else (),
+        timeline(problem, plan, records) if task.in_detail and task.number == 0 else None,
+    )
+
+
+def _compile(service: Service) -> None:
+    """Compile the engine if no disk has it yet."""
+    if not is_compiled():
+        simulate(Workload([0.0], [1], [1]), service.table, service.deployment.limits, service.kv_tokens)
 
 
 def analytic_candidate(problem: Problem) -> Candidate:
@@ -333,7 +309,7 @@ def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
     rule = _deployed_rule(problem, services, tiers, choice.lambda_usd, load)
     rate = problem.rate if problem.workload.clients == 0 else math.nan
     groups = tuple(
-        Group(s.tier, s, t.replicas, rate * float(v) / t.replicas)
+        Group(s.tier, s, t.replicas, rate * float(v) / t.replicas, t.routing, _load_s(s, choice.loading))
         for s, t, v in zip(services, chosen, rule.visits, strict=True)
     )
     used = tuple(g for g, v in zip(groups, rule.visits, strict=True) if v > 0)
@@ -344,6 +320,17 @@ def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
             f"The nearest plan has fleet.gpus = {gpus}."
         )
     return Candidate(rule, used, gpus * problem.price / rate, math.nan)
+
+
+def _load_s(service: Service, loading: Loading | None) -> float:
+    """Return when a replica that begins to load its weights at 0 has them [s]."""
+    if loading is None:
+        return 0.0
+    if loading.seconds is not None:
+        return loading.seconds
+    assert loading.bytes_per_s is not None
+    draft = service.draft
+    return load_time(service.deployment, loading.bytes_per_s, *((draft.model, draft.tp) if draft else ()))
 
 
 def _deployed_service(problem: Problem, tier: int, choice: TierDeployment, load: Load) -> Service:
@@ -362,7 +349,7 @@ def _deployed_service(problem: Problem, tier: int, choice: TierDeployment, load:
     deployment = problem.deployment(tier, choice.tp)
     length = None if choice.draft_length == "auto" else choice.draft_length
     degrees = draft_degrees(draft.model, choice.tp) if draft else [1]
-    placed = [DraftModel(draft.model, draft.acceptance, d, draft.max_length) if draft else None for d in degrees]
+    placed = [replace(draft, tp=d) if draft else None for d in degrees]
     built = [build_service(tier, deployment, problem.profile, p, load, length) for p in placed]
     good = [b for b in built if isinstance(b, Service)]
     if not good:

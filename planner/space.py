@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from theory import queueing
 from theory.errors import InfeasibleError
+from theory.load_prices import Curve
 from theory.queueing import Occupancy
 
 from .build import Problem
@@ -18,6 +19,7 @@ from .service import Load, Service, build_service
 
 Array = NDArray[np.float64]
 RATE_GRID = np.linspace(0.02, 0.995, 48)  # shares of a replica's stability limit at which the SLOs are tried [-]
+CONGESTION_GRID = np.concatenate([np.linspace(0.01, 0.9, 60), 1 - np.geomspace(0.1, 0.004, 40)[1:]])  # the same, finer
 P99 = 0.99  # the percentile of the TTFT objective [-]
 
 
@@ -78,8 +80,7 @@ def _of_degree(problem: Problem, tier: int, tp: int, load: Load) -> list[Service
         return built
     for draft in problem.drafts[tier]:
         for degree in draft_degrees(draft.model, tp):
-            placed = type(draft)(draft.model, draft.acceptance, degree, draft.max_length)
-            built.append(build_service(tier, deployment, problem.profile, placed, load))
+            built.append(build_service(tier, deployment, problem.profile, replace(draft, tp=degree), load))
     return built
 
 
@@ -100,6 +101,20 @@ def occupancy(services: list[Service], rates: Array, load: Load) -> Occupancy:
         prefill_steps=np.ones(len(services)),
         length_cv2=load.output_cv2,
     )
+
+
+def congestion(service: Service, load: Load, capacity: float, replicas: int) -> Curve:
+    """Return how many requests are in the replicas of a service against their rate, for :mod:`theory.load_prices`.
+
+    Parameters
+    ----------
+    capacity : float
+        The greatest rate that one replica bears within the SLOs [requests/s].
+    """
+    limit = float(occupancy([service], np.array([1e-9]), load).rate_limit[0])
+    rates = np.unique(np.append(CONGESTION_GRID[CONGESTION_GRID * limit < capacity] * limit, [capacity]))
+    times = occupancy([service] * len(rates), rates, load).e2e_s
+    return Curve(rates, times, capacity * replicas, replicas)
 
 
 def capacities(services: list[Service], load: Load, slo: Slo) -> Array:

@@ -10,22 +10,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from theory.cascade import Policy, execute
+from theory.cost import dollars
 from theory.errors import require
-from theory.outcomes import Outcomes, draw
+from theory.outcomes import Outcomes, draw, draw_covariate
 from theory.specs import Limits
 
-from .engine import FloatArray, IntArray, Records, StepTable, simulate
+from .engine import (
+    ROUTINGS,
+    Acceptance,
+    FloatArray,
+    IntArray,
+    Records,
+    Routing,
+    StepTable,
+    acceptance_of,
+    draws,
+    ready_times,
+    simulate,
+    simulate_together,
+)
 from .metrics import Status, status
 from .workload import Workload
-
-Routing = Literal["round-robin", "random"]
-ROUTINGS = ("round-robin", "random")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,21 +47,17 @@ class TierSetup:
     limits: Limits
     kv_tokens: int  # of one replica [tokens]
     schedule: int | Sequence[int] | IntArray = 0  # gamma, or gamma for n = 0..max_num_seqs [tokens]
-    alpha: float | FloatArray = 0.0  # acceptance, one or per request of the workload [-]
+    alpha: Acceptance = 0.0  # acceptance, one or per request of the workload, or a law [-]
     replicas: int = 1  # [-]
     gpus: int = 1  # of one replica [-]
     routing: Routing = "round-robin"
+    ready_s: float | FloatArray = 0.0  # when the replicas have their model, one for all or one each [s]
 
     def __post_init__(self) -> None:
         require(self.replicas >= 1, "replicas", "must be at least 1 [-]", self.replicas)
         require(self.gpus >= 1, "gpus", "must be at least 1 [-]", self.gpus)
-        require(
-            self.routing in ROUTINGS,
-            "routing",
-            f"must be one of {', '.join(ROUTINGS)}",
-            self.routing,
-            "Routing by load, such as least-outstanding, needs replicas simulated together and is not offered yet.",
-        )
+        require(self.routing in ROUTINGS, "routing", f"must be one of {', '.join(ROUTINGS)}", self.routing)
+        ready_times(self.ready_s, self.replicas)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +91,10 @@ class ClusterRecords:
     refused: NDArray[np.bool_]  # larger than the KV cache of a tier on its path
     tiers: tuple[Records | None, ...]  # of the visits to each tier, in order of arrival there; None if there was none
     visitors: tuple[NDArray[np.intp], ...]  # the requests those are
+
+    def usd(self, price_per_gpu_hour: float) -> FloatArray:
+        """Return what the GPU time of each request costs; time in which GPUs wait is nobody's [USD]."""
+        return dollars(self.gpu_s, price_per_gpu_hour)
 
     @property
     def status(self) -> Status:
@@ -122,14 +132,46 @@ def decide(
         same = rule is None or rule.tiers == outcomes.tiers
         require(same, "policy", f"must have the tiers {outcomes.tiers}", getattr(rule, "tiers", None))
     row, level = draw(outcomes, count, rng)
-    visits, answer = execute(policy, level)
-    if other is not None:
-        switched = rng.random(count) < gamma
-        visits_other, answer_other = execute(other, level)
+    known = draw_covariate(outcomes, row, rng) if outcomes.covariates > 1 else None
+    switched = rng.random(count) < gamma if other is not None else None
+    return follow(policy, level, outcomes.correct[row], other, switched, known)
+
+
+def follow(
+    policy: Policy,
+    level: NDArray[np.intp],
+    correct: FloatArray,
+    other: Policy | None = None,
+    switched: NDArray[np.bool_] | None = None,
+    known: NDArray[np.intp] | None = None,
+) -> Paths:
+    """Return the paths of requests whose signals and outcomes are known: real prompts, or drawn with their lengths.
+
+    Parameters
+    ----------
+    policy : Policy
+    level : (n, K) array of integers
+        The level each tier shows if it is run.
+    correct : (n, K) array
+        Whether its answer is right, or its expected quality [-].
+    other : Policy, optional
+        Followed by the requests that are ``switched``, (n,).
+    known : (n,) array of integers, optional
+        The covariate of each request, where the policies have one.
+
+    Raises
+    ------
+    InputError
+        If shapes disagree.
+    """
+    require(correct.shape == level.shape, "correct", f"must have shape {level.shape}", correct.shape)
+    visits, answer = execute(policy, level, known)
+    if other is not None and switched is not None:
+        visits_other, answer_other = execute(other, level, known)
         visits = np.where(switched[:, None], visits_other, visits)
         answer = np.where(switched, answer_other, answer)
-    quality = np.where(answer >= 0, outcomes.correct[row, np.maximum(answer, 0)], 0.0)
-    return Paths(visits, answer, quality)
+    right = np.take_along_axis(correct, np.maximum(answer, 0)[:, None], axis=1)[:, 0]
+    return Paths(visits, answer, np.where(answer >= 0, right, 0.0))
 
 
 def only(tier: int, tiers: int, count: int, quality: FloatArray | None = None) -> Paths:
@@ -166,8 +208,7 @@ def simulate_cluster(
     Raises
     ------
     InputError
-        If shapes disagree, or a closed loop visits more than one tier (its next request would depend on a later tier)
-        or a tier of several replicas.
+        If shapes disagree, or a closed loop visits more than one tier (its next request would depend on a later tier).
     """
     count = workload.arrival.size
     require(paths.visits.shape == (count, len(tiers)), "paths", f"must be ({count}, {len(tiers)})", paths.visits.shape)
@@ -191,7 +232,7 @@ def simulate_cluster(
         if here.size == 0:
             records.append(None)
             continue
-        arrivals = replace_requests(workload, at[here], workload.prompt[here], lengths[here, k])
+        arrivals = replace_requests(workload, here, at[here], lengths[here, k])
         run = simulate_tier(arrivals, _for_requests(tier, here, count), _tier_seed(seed, k), here)
         records.append(run)
         refused[here] = run.refused
@@ -199,19 +240,19 @@ def simulate_cluster(
     return _collect(workload, tiers, paths, lengths, (records, visitors), refused)
 
 
-def replace_requests(workload: Workload, arrival: FloatArray, prompt: IntArray, output: IntArray) -> Workload:
-    """Return a workload of other requests with the clients and the source of ``workload``."""
-    return Workload(arrival, prompt, output, workload.source, workload.clients, workload.think_time)
+def replace_requests(workload: Workload, who: NDArray[np.intp], arrival: FloatArray, output: IntArray) -> Workload:
+    """Return some of the requests with other arrivals and outputs, and the clients and source of ``workload``."""
+    cached = None if workload.cached is None else workload.cached[who]
+    pause = workload.think_time[who] if isinstance(workload.think_time, np.ndarray) else workload.think_time
+    return Workload(arrival, workload.prompt[who], output, workload.source, workload.clients, pause, cached)
 
 
 def _for_requests(tier: TierSetup, here: NDArray[np.intp], count: int) -> TierSetup:
-    alpha = np.asarray(tier.alpha, dtype=np.float64)
-    if alpha.ndim == 0:
+    if not isinstance(tier.alpha, np.ndarray):
         return tier
-    require(
-        alpha.shape == (count,), "alpha", f"must be one number or one for each of {count} requests [-]", alpha.shape
-    )
-    return replace(tier, alpha=alpha[here])
+    shape = tier.alpha.shape
+    require(shape in ((), (count,)), "alpha", f"must be one number or one for each of {count} requests [-]", shape)
+    return replace(tier, alpha=acceptance_of(tier.alpha, here))
 
 
 def _tier_seed(seed: int, tier: int) -> int:
@@ -221,42 +262,60 @@ def _tier_seed(seed: int, tier: int) -> int:
 def simulate_tier(workload: Workload, tier: TierSetup, seed: int, ids: NDArray[np.intp] | None = None) -> Records:
     """Run ``workload`` through the replicas of one tier; records in the order of the workload, totals summed.
 
-    Routing is round-robin or random in the order of arrival. ``clear_s`` is that of the overloaded replica whose line
-    was full the longest, inf if none is.
+    Who serves a request is decided when it arrives, among the replicas that are ready by then, or among all if none is:
+    in turn, at random, or by the fewest requests outstanding; they are numbered in the order in which they get ready.
+    In turn or at random in an open loop nothing else is needed, and each replica is simulated for itself. ``clear_s``
+    is that of the overloaded replica whose line was full the longest, inf if none is.
 
     Raises
     ------
     InputError
-        If a closed loop meets several replicas: its clients would be tied to one.
+        As :func:`simulator.engine.simulate`.
     """
-    require(
-        workload.clients == 0 or tier.replicas == 1,
-        "clients",
-        "must be 0 where a tier has several replicas",
-        workload.clients,
-        "Simulate one replica with its share of the clients.",
-    )
     count = workload.arrival.size
     names = np.arange(count) if ids is None else ids
-    turn = np.arange(count) % tier.replicas
-    if tier.routing == "random":
-        turn = np.random.default_rng(seed).integers(tier.replicas, size=count)
-    alpha = np.broadcast_to(np.asarray(tier.alpha, dtype=np.float64), (count,))
-    groups = [group for replica in range(tier.replicas) if (group := np.flatnonzero(turn == replica)).size]
+    ready = ready_times(tier.ready_s, tier.replicas)
+    if tier.replicas > 1 and (workload.clients > 0 or tier.routing == "least-outstanding"):
+        found = simulate_together(
+            workload,
+            tier.table,
+            tier.limits,
+            tier.kv_tokens,
+            ready,
+            tier.routing,
+            tier.schedule,
+            tier.alpha,
+            seed,
+            names,
+        )
+        return _merged([run for _, run in found], [who for who, _ in found], tier.replicas)
+    turn = _turns(workload, tier, ready, seed)
+    groups = [(r, g) for r in range(tier.replicas) if (g := np.flatnonzero(turn == r)).size]
     runs = [
         simulate(
-            replace_requests(workload, workload.arrival[g], workload.prompt[g], workload.output[g]),
+            replace_requests(workload, g, workload.arrival[g], workload.output[g]),
             tier.table,
             tier.limits,
             tier.kv_tokens,
             tier.schedule,
-            alpha[g],
+            acceptance_of(tier.alpha, g),
             seed,
             names[g],
+            float(ready[r]),
         )
-        for g in groups
+        for r, g in groups
     ]
-    return _merged(runs, groups, tier.replicas)
+    return _merged(runs, [g for _, g in groups], tier.replicas)
+
+
+def _turns(workload: Workload, tier: TierSetup, ready: FloatArray, seed: int) -> NDArray[np.intp]:
+    """Return the replica of each request where that does not depend on what the replicas do."""
+    among = np.searchsorted(ready, workload.arrival, side="right") if workload.clients == 0 else tier.replicas
+    among = np.where(among == 0, tier.replicas, among)
+    turn = np.arange(workload.requests)
+    if tier.routing == "random":
+        return np.floor(draws("random", turn.size, seed) * among).astype(np.intp)
+    return turn % among
 
 
 _PER_VISIT = (

@@ -35,6 +35,10 @@ Whatever the rules, no two steps in a row are without a token emitted but while 
 of these computes a token at least: the run stops with an error if more such steps follow than the longest request has
 tokens. Requests of no prompt or no output are no requests: :class:`.Workload` refuses them by row.
 
+Prompt tokens that are ``cached`` (:class:`.Workload`) need no computing: prefill starts behind them, attends to them
+and pays no other time for them, also when it is repeated after a preemption. They take KV blocks of the request like
+any other: blocks shared between running requests are not modelled, nor is the memory of the cache they come from.
+
 Plain decoding jumps. Between two events (a completion, a prefill chunk, a preemption, an arrival that can be admitted)
 the batch of n sequences does not change and every one gains a token a step, so k steps take
 
@@ -48,7 +52,10 @@ with the end of a step to within that rounding is seen a step earlier or later.)
 
 With drafts no two steps are alike: what each sequence gains is drawn by its own name and round, so that draws depend
 neither on load nor on company. These steps are taken one by one, at the cost of one draw per sequence and step; total
-context and completions are exact there too. A draft-length schedule that is 0 at some batches is stepped throughout.
+context and completions are exact there too. Acceptance follows any law with a survival function: with U the number
+drawn and H(k) = -ln P(accepted >= k), a round accepts the greatest k up to gamma for which w H(k) <= -ln U. One
+probability for all or for each request is H(k) = k, w = -ln alpha; a law by position has w = 1; a mixture draws the
+alpha of each request once, by its name. A draft-length schedule that is 0 at some batches is stepped throughout.
 
 The core is compiled by numba at the first call, and the result is kept on disk.
 """
@@ -60,19 +67,22 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from theory.acceptance import BetaMixture
 from theory.errors import refuse, require
 from theory.specs import Limits
+from theory.speculation import LengthLaw
 
 from .workload import Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Acceptance = float | FloatArray | LengthLaw  # one alpha_iid for all requests, one each, or a law for all [-]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -270,9 +280,10 @@ def simulate(
     limits: Limits,
     kv_tokens: int,
     schedule: int | Sequence[int] | IntArray = 0,
-    alpha: float | FloatArray = 0.0,
+    alpha: Acceptance = 0.0,
     seed: int = 0,
     ids: IntArray | None = None,
+    ready_s: float = 0.0,
 ) -> Records:
     """Run ``workload`` through one replica until every request is complete.
 
@@ -280,7 +291,7 @@ def simulate(
     ----------
     workload : Workload
         Arrival times [s], prompt and output lengths [tokens]. With ``clients`` > 0 arrival times are ignored: the first
-        ``clients`` requests are sent at 0, each later one ``think_time`` after a completion.
+        ``clients`` requests are sent after their ``pauses``, each later one its pause after a completion.
     table : StepTable
         Times of steps, up to at least ``limits.max_num_seqs`` sequences.
     limits : Limits
@@ -290,12 +301,15 @@ def simulate(
     schedule : int or sequence
         Draft length gamma, or gamma for n = 0..max_num_seqs decoding sequences [tokens]. Where n (gamma + 1) exceeds
         the token budget, the largest tabled length that fits is used.
-    alpha : float or array
-        Acceptance of a drafted token given its predecessors, one for all or one per request [-].
+    alpha : float, array or law
+        Acceptance of a drafted token given its predecessors, one for all or one per request [-]; or a law of
+        ``theory.acceptance`` (anything with a ``survival``) that all requests follow.
     seed : int
         Of the acceptances. Each is a function of (seed, id of the request, round), whatever the schedule does.
     ids : array, optional
         Names of the requests for that function; 0, 1, 2, ... if not given.
+    ready_s : float
+        When the replica can begin its first step: the end of loading its model. Who arrives before waits [s].
 
     Returns
     -------
@@ -315,19 +329,105 @@ def simulate(
     >>> run.first_token.round(6).tolist(), run.completion.round(6).tolist()
     ([0.01], [0.11])
     """
-    arrival, prompt, output = _requests(workload)
-    count = arrival.size
-    acceptance = np.array(alpha, dtype=np.float64, ndmin=1)
+    requests = _new_requests(workload, alpha, ids, seed)
+    setting, times = _setting(workload, limits, kv_tokens, draft_rows(schedule, table, limits), seed, table)
+    times = times._replace(hazard=_hazard(alpha, setting.longest))
+    (start,) = ready_times(ready_s, 1)
+    state = _new_state(requests, setting)
+    state.clock[_NOW] = start
+    _run(state, setting, times)
+    return _records(state, setting, bool(workload.clients))
+
+
+Routing = Literal["round-robin", "random", "least-outstanding"]
+ROUTINGS: tuple[Routing, ...] = ("round-robin", "random", "least-outstanding")
+
+
+def simulate_together(
+    workload: Workload,
+    table: StepTable,
+    limits: Limits,
+    kv_tokens: int,
+    ready_s: FloatArray,
+    routing: Routing,
+    schedule: int | Sequence[int] | IntArray = 0,
+    alpha: Acceptance = 0.0,
+    seed: int = 0,
+    ids: IntArray | None = None,
+) -> list[tuple[IntArray, Records]]:
+    """Run ``workload`` through equal replicas on one clock: for routing that looks at them, and for closed loops.
+
+    A request is handed over when it is sent, to one of the replicas that are ready by then, to one of all if none is:
+    by the first ``ROUTINGS`` in turn or by a draw, by the last to one with the fewest requests that it was given and
+    has not completed, the first such in the order of ``ready_s``. What completes at that very time is complete.
+
+    Parameters
+    ----------
+    ready_s : array
+        When each replica is ready, not falling [s].
+    routing : str
+        One of ``ROUTINGS``.
+
+    Others as :func:`simulate`, ``seed`` also of random routing.
+
+    Returns
+    -------
+    list
+        For each replica that was given a request: which ones, ascending, and their records.
+
+    Raises
+    ------
+    InputError
+        As :func:`simulate`; if ``routing`` is unknown or ``ready_s`` falls.
+
+    Examples
+    --------
+    >>> from simulator.workload import Workload
+    >>> table = StepTable([0], [[0.0, 0.01]], [[0.0, 0.0]], [0, 1000], [0.0, 0.1])
+    >>> work, limits = Workload([0.0, 0.1, 0.2], [1, 1, 1], [100, 2, 2]), Limits(max_num_seqs=1)
+    >>> [who.tolist() for who, _ in simulate_together(work, table, limits, 9999, np.zeros(2), "least-outstanding")]
+    [[0], [1, 2]]
+    """
+    require(routing in ROUTINGS, "routing", f"must be one of {', '.join(ROUTINGS)}", routing)
+    start = np.ascontiguousarray(ready_s, dtype=np.float64)
+    require(start.ndim == 1 and bool(np.all(np.diff(start) >= 0)), "ready_s", "must not fall [s]", ready_s)
+    requests = _new_requests(workload, alpha, ids, seed)
+    setting, times = _setting(workload, limits, kv_tokens, draft_rows(schedule, table, limits), seed, table)
+    times = times._replace(hazard=_hazard(alpha, setting.longest))
+    door = _new_door(requests, setting, start, draws(routing, workload.requests, seed), ROUTINGS.index(routing))
+    replicas = _new_state(requests, setting, start.shape)
+    replicas.clock[:, _NOW] = start
+    _run_together(door, replicas, setting, setting._replace(clients=0), times)
+    replicas.clock[:, _CLEAR] = door.clear
+    given = [(r, np.flatnonzero(door.home == r)) for r in range(start.size)]
+    return [
+        (who, _records(_replica(replicas, r, who), setting, bool(workload.clients))) for r, who in given if who.size
+    ]
+
+
+def draws(routing: Routing, count: int, seed: int) -> FloatArray:
+    """Return what random routing decides by, one number in [0, 1) an arrival; nothing for the others."""
+    return np.random.default_rng(seed).random(count if routing == "random" else 0)
+
+
+def ready_times(ready_s: float | FloatArray, replicas: int) -> FloatArray:
+    """Return when each replica is ready, earliest first; one number stands for all [s]."""
+    given = np.atleast_1d(np.asarray(ready_s, dtype=np.float64))
     require(
-        acceptance.shape in ((1,), (count,)), "alpha", f"must be one number or one per request ({count}) [-]", alpha
+        given.shape in ((1,), (replicas,)),
+        "ready_s",
+        f"must be one number or one per replica ({replicas}) [s]",
+        ready_s,
     )
     require(
-        bool(np.all((acceptance >= 0) & (acceptance <= 1))),
-        "alpha",
-        "must lie in [0, 1] [-]",
-        alpha,
-        "It is a probability per drafted token: pass 0.8, not 80.",
+        bool(np.all(np.isfinite(given)) and np.all(given >= 0)), "ready_s", "must be finite and at least 0 [s]", ready_s
     )
+    return np.sort(np.broadcast_to(given, (replicas,)))
+
+
+def _setting(
+    workload: Workload, limits: Limits, kv_tokens: int, rows: IntArray, seed: int, table: StepTable
+) -> tuple[_Setting, _Times]:
     require(
         table.base.shape[1] > limits.max_num_seqs,
         "table",
@@ -336,10 +436,6 @@ def simulate(
     )
     blocks = int(kv_tokens) // limits.block_size
     require(blocks > 0, "kv_tokens", f"must hold at least one block of {limits.block_size} [tokens]", kv_tokens)
-    rows = draft_rows(schedule, table, limits)
-    names = np.arange(count, dtype=np.int64) if ids is None else np.ascontiguousarray(ids, dtype=np.int64)
-    require(names.shape == (count,), "ids", f"must name each of the {count} requests", names.shape)
-
     times = _Times(
         rows,
         table.draft_lengths,
@@ -347,28 +443,27 @@ def simulate(
         table.slope,
         table.prefill_tokens,
         table.prefill_s,
+        table._token_time(np.arange(min(limits.max_num_batched_tokens, _TABLED) + 1.0)),
         float(table.prefill_context_slope),
         float(table.prefill_floor),
+        np.zeros(1),
     )
-    longest = int(table.draft_lengths[rows].max())
     setting = _Setting(
         limits.max_num_seqs,
         limits.max_num_batched_tokens,
         limits.block_size,
         blocks,
         int(workload.clients),
-        float(workload.think_time),
-        np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))),
-        longest,
+        np.array(workload.pauses) if workload.clients else np.zeros(1),  # a copy: see _seconds
+        _key(seed),
+        int(table.draft_lengths[rows].max()),
         bool(limits.rules.schedule_ahead),
         limits.rules.mixed_prefill,
         limits.rules.reserve_output,
         int(limits.rules.stream_interval),
-        int((prompt + output).max()),
+        int((workload.prompt + workload.output).max()),
     )
-    state = _new_state(_new_requests(arrival, prompt, output, acceptance, names), setting)
-    _run(state, setting, times)
-    return _records(state, workload, limits, blocks)
+    return setting, times
 
 
 def is_compiled() -> bool:
@@ -432,45 +527,119 @@ def _requests(workload: Workload) -> tuple[FloatArray, IntArray, IntArray]:
     return arrival, prompt, output
 
 
-def _new_requests(
-    arrival: FloatArray, prompt: IntArray, output: IntArray, alpha: FloatArray, ids: IntArray
-) -> _Requests:
-    count = arrival.size
-    empty: dict[str, Any] = {name: np.full(count, np.nan) for name in ("admitted", "first_token", "completion")}
-    empty |= {name: np.zeros(count, dtype=np.int64) for name in ("rounds", "drafted", "accepted", "preemptions")}
-    return _Requests(
-        arrival=np.array(arrival),
-        prompt=np.array(prompt),
-        output=np.array(output),
-        alpha=alpha,
-        id=ids,
-        **empty,
-        service_s=np.zeros(count),
-        refused=np.zeros(count, dtype=np.bool_),
-        target=np.array(prompt),
+def acceptance_of(alpha: Acceptance, rows: NDArray[np.intp]) -> Acceptance:
+    """Return the acceptance of some of the requests: their part of an array, or what holds for all."""
+    return alpha[rows] if isinstance(alpha, np.ndarray) and alpha.ndim > 0 else alpha
+
+
+def _key(seed: int) -> np.uint64:
+    return np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF)))
+
+
+def _hazard(alpha: Acceptance, longest: int) -> FloatArray:
+    """Return H_k for k = 0..longest: of the law, or of one probability whose logarithm is the request's weight."""
+    if isinstance(alpha, BetaMixture) or not hasattr(alpha, "survival"):
+        return np.arange(longest + 1.0)
+    with np.errstate(divide="ignore"):
+        return np.ascontiguousarray(-np.log(alpha.survival(longest)))
+
+
+def _weights(alpha: Acceptance, names: IntArray, seed: int) -> FloatArray:
+    """Return w, one for all requests or one each."""
+    if isinstance(alpha, BetaMixture):
+        # a number of each request that no round draws: rounds count from 0
+        mix: Any = getattr(_mix, "py_func", _mix)  # plain numpy: all requests at once
+        bits = mix(mix(_key(seed) ^ names.astype(np.uint64)) ^ np.uint64(0xFFFFFFFFFFFFFFFF))
+        alpha = alpha.quantile(((bits >> np.uint64(12)) + 0.5) / 2**52)
+    elif hasattr(alpha, "survival"):
+        return np.ones(1)
+    chance = np.array(alpha, dtype=np.float64, ndmin=1)
+    require(
+        chance.shape in ((1,), names.shape), "alpha", f"must be one number or one per request ({names.size}) [-]", alpha
     )
+    require(
+        bool(np.all((chance >= 0) & (chance <= 1))),
+        "alpha",
+        "must lie in [0, 1] [-]",
+        alpha,
+        "It is a probability per drafted token: pass 0.8, not 80.",
+    )
+    with np.errstate(divide="ignore"):
+        return np.ascontiguousarray(-np.log(chance))
 
 
-def _new_state(requests: _Requests, setting: _Setting) -> _State:
+def _new_requests(workload: Workload, alpha: Acceptance, ids: IntArray | None, seed: int) -> _Requests:
+    arrival, prompt, output = _requests(workload)
+    count = arrival.size
+    names = np.arange(count, dtype=np.int64) if ids is None else np.ascontiguousarray(ids, dtype=np.int64)
+    require(names.shape == (count,), "ids", f"must name each of the {count} requests", names.shape)
+    cached = np.zeros(1, dtype=np.int64) if workload.cached is None else np.array(workload.cached)
+    # two blocks instead of a dozen arrays: a large one comes in huge pages, small ones in a page fault every 4 kB
+    times, counts = np.zeros((5, count)), np.zeros((8, count), dtype=np.int64)
+    times[0] = arrival
+    times[1:4] = np.nan
+    counts[0] = counts[7] = prompt
+    counts[1] = output
+    counts[2] = names
+    columns: dict[str, Any] = dict(zip(_TIMES + _COUNTS, [*times, *counts], strict=True))
+    weight = _weights(alpha, names, seed)
+    return _Requests(**columns, weight=weight, cached=cached, refused=np.zeros(count, dtype=np.bool_))
+
+
+_TIMES = ("arrival", "admitted", "first_token", "completion", "service_s")
+_COUNTS = ("prompt", "output", "id", "rounds", "drafted", "accepted", "preemptions", "target")
+
+
+def _new_state(requests: _Requests, setting: _Setting, replicas: tuple[int, ...] = ()) -> _State:
+    """Return the state of an idle replica, or of many in arrays with a dimension more."""
     count, slots = requests.arrival.size, setting.slots
+
+    def zeros(*shape: int, dtype: Any = np.int64) -> Any:
+        return np.zeros((*replicas, *shape), dtype=dtype)
+
     return _State(
         requests,
-        slot=np.zeros(slots, dtype=_SLOT),
-        free=np.arange(slots),
-        order=np.zeros(slots, dtype=np.int64),
-        chunked=np.zeros(slots, dtype=np.int64),
-        heap=np.zeros(slots, dtype=np.int64),
-        offsets=np.zeros(setting.block, dtype=np.int64),
-        waiting=np.zeros(count, dtype=np.int64),
-        pending=np.zeros(count if setting.clients else 1, dtype=np.int64),
-        counter=np.zeros(_COUNTERS, dtype=np.int64),
-        clock=np.zeros(_CLOCKS),
-        batch_s=np.zeros(slots + 1),
+        slot=zeros(slots, dtype=_SLOT),
+        free=zeros(slots) + np.arange(slots),
+        order=zeros(slots),
+        chunked=zeros(slots),
+        heap=zeros(slots),
+        offsets=zeros(setting.block),
+        waiting=zeros(count),
+        pending=zeros(count if setting.clients else 1),
+        counter=zeros(_COUNTERS),
+        clock=zeros(_CLOCKS, dtype=np.float64),
+        batch_s=zeros(slots + 1, dtype=np.float64),
     )
 
 
-def _records(state: _State, workload: Workload, limits: Limits, blocks: int) -> Records:
-    assert int(state.counter[_DONE]) == state.request.arrival.size
+def _new_door(requests: _Requests, setting: _Setting, ready: FloatArray, draw: FloatArray, routing: int) -> _Door:
+    replicas = ready.size
+    return _Door(
+        _new_state(requests, setting),
+        ready,
+        draw,
+        routing,
+        home=np.full(requests.arrival.size, -1, dtype=np.int64),
+        load=np.zeros(replicas, dtype=np.int64),
+        running=np.zeros(replicas, dtype=np.bool_),
+        due=np.full(replicas, np.inf),
+        batch=np.zeros(replicas, dtype=np.int64),
+        steps=np.zeros(replicas, dtype=np.int64),
+        clear=np.full(replicas, -np.inf),
+    )
+
+
+def _replica(states: _State, replica: int, who: IntArray) -> _State:
+    """Return the state of one of the replicas, with its requests alone."""
+    shared = states.request
+    own: list[Any] = [column if column.size < shared.arrival.size else column[who] for column in shared]
+    return _State(_Requests(*own), *(getattr(states, name)[replica] for name in _State._fields[1:]))
+
+
+def _records(state: _State, setting: _Setting, closed: bool) -> Records:
+    blocks = setting.blocks
+    assert bool(np.all(state.request.refused | np.isfinite(state.request.completion)))
     assert int(state.counter[_KV_PEAK]) <= blocks
     assert not state.counter[[_RUNNING, _DECODING, _WAITING, _USED, _CONTEXT, _HEAPED]].any()
     assert not state.offsets.any()
@@ -481,10 +650,10 @@ def _records(state: _State, workload: Workload, limits: Limits, blocks: int) -> 
         steps=int(state.counter[_STEPS] + state.counter[_APART]),
         end_s=float(state.clock[_NOW]),
         emitted=int(state.counter[_EMITTED]),
-        kv_peak_tokens=int(state.counter[_KV_PEAK]) * limits.block_size,
-        kv_tokens=blocks * limits.block_size,
+        kv_peak_tokens=int(state.counter[_KV_PEAK]) * setting.block,
+        kv_tokens=blocks * setting.block,
         clear_s=float(state.clock[_CLEAR]),
-        closed=bool(workload.clients),
+        closed=closed,
     )
 
 
@@ -505,7 +674,7 @@ class _Setting(NamedTuple):
     block: int  # tokens per KV block
     blocks: int  # KV blocks
     clients: int  # 0: open loop
-    think: float  # [s]
+    pause: FloatArray  # before each request of a closed loop [s]
     key: np.uint64  # of the acceptances
     longest: int  # greatest draft length of the schedule; 0: plain decoding, which jumps
     ahead: bool  # who joins a step is fixed when the one before it starts
@@ -522,8 +691,13 @@ class _Times(NamedTuple):
     slope: FloatArray
     grid: FloatArray
     token_s: FloatArray
+    small_s: FloatArray  # F at 0, 1, 2, ... tokens, as far as _TABLED
     pair_s: float
     floor: float  # of a step with prompt tokens [s]
+    hazard: FloatArray  # H_k = -ln P(accepted >= k), k = 0 .. greatest draft length, for a request of weight 1 [-]
+
+
+_TABLED = 1 << 15  # tokens of a step up to which F is looked up instead of searched for
 
 
 class _Requests(NamedTuple):
@@ -532,7 +706,8 @@ class _Requests(NamedTuple):
     arrival: FloatArray
     prompt: IntArray
     output: IntArray
-    alpha: FloatArray  # one for all, or one each
+    weight: FloatArray  # of the hazard of a rejection, one for all or one each [-]
+    cached: IntArray  # prompt tokens that need no computing, one for all or one each
     id: IntArray
     admitted: FloatArray
     first_token: FloatArray
@@ -552,13 +727,29 @@ class _State(NamedTuple):
     free: IntArray  # slots; the first slots - running of them are free
     order: IntArray  # slots in order of admission; those that decode stand at the front
     chunked: IntArray  # slots with a prefill chunk in this step
-    heap: IntArray  # decoding slots by completion step; plain decoding only
+    heap: IntArray  # decoding slots by completion step, see `_entry`; plain decoding only
     offsets: IntArray  # decoding sequences whose KV blocks are full at steps of that remainder; plain decoding only
     waiting: IntArray  # ring of requests; preempted ones go to its head
     pending: IntArray  # closed loop: requests that are known but have not arrived, by arrival
     counter: IntArray
     clock: FloatArray
     batch_s: FloatArray
+
+
+class _Door(NamedTuple):
+    """What stands before the replicas of a tier: arrivals, who gets them, and what each replica is about."""
+
+    lobby: _State  # its arrivals to come and its count of the requests done; nothing else of it is used
+    ready: FloatArray  # when each replica has its model, not falling [s]
+    draw: FloatArray  # of random routing, one an arrival
+    routing: int  # place in ROUTINGS
+    home: IntArray  # replica of each request
+    load: IntArray  # requests given to each replica and not complete
+    running: NDArray[np.bool_]  # within a step, or steps without an event; else between two, or idle
+    due: FloatArray  # when that ends; else when its next step begins, inf: idle [s]
+    batch: IntArray  # sequences that decode in the steps under way
+    steps: IntArray  # how many they are
+    clear: FloatArray  # `_CLEAR` of each replica as its last arrival found it [s]
 
 
 # A running sequence. Where it decodes, origin + steps so far = tokens in its KV cache, which rises by itself when a
@@ -577,7 +768,7 @@ _SLOT = np.dtype(
         ("drafted", np.int64),  # `_GAMMAS` when it began to decode
         ("seen", np.int64),  # tokens in the KV cache when the client sees the first one; 0: it has
         ("share", np.float64),  # `_SHARE` when it began to decode
-        ("log_alpha", np.float64),
+        ("weight", np.float64),
         ("name", np.uint64),  # of its draws
     ]
 )
@@ -613,27 +804,24 @@ def _uniform(name: np.uint64, turn: int) -> float:
 
 
 @_inlined
-def _log_alpha(alpha: float) -> float:
-    """ln alpha, with stand-ins at 0 and 1 by which every finite ln u divides to 0 and beyond any draft length."""
-    if alpha <= 0.0:
-        return -np.inf
-    return -1e-300 if alpha >= 1.0 else math.log(alpha)
+def _accepted(weight: float, hazard: FloatArray, gamma: int, u: float) -> int:
+    """Drafts accepted in a round: P(A >= k) = exp(-w H_k) for k <= gamma, by inverting that tail at u."""
+    bound = -math.log(u)
+    run = 0
+    for k in range(1, gamma + 1):  # all of them: H never falls, and a loop that stops is guessed wrong by the processor
+        run += weight * hazard[k] <= bound
+    return run
 
 
 @_inlined
-def _accepted(log_alpha: float, gamma: int, u: float) -> int:
-    """Drafts accepted in a round: P(A >= k) = alpha^k for k <= gamma, by inverting that tail at u."""
-    run = math.log(u) / log_alpha
-    return gamma if run >= gamma else int(run)
-
-
-@_inlined
-def _token_time(grid: FloatArray, token_s: FloatArray, tokens: float) -> float:
+def _token_time(t: _Times, tokens: int) -> float:
     """F by linear interpolation, its last slope kept beyond the grid."""
-    high = int(np.searchsorted(grid, tokens))
-    high = min(max(high, 1), grid.size - 1)
+    if tokens < t.small_s.size:
+        return float(t.small_s[tokens])
+    grid, times = t.grid, t.token_s
+    high = min(max(int(np.searchsorted(grid, float(tokens))), 1), grid.size - 1)
     share = (tokens - grid[high - 1]) / (grid[high] - grid[high - 1])
-    return float(token_s[high - 1] + share * (token_s[high] - token_s[high - 1]))
+    return float(times[high - 1] + share * (times[high] - times[high - 1]))
 
 
 @_inlined
@@ -674,47 +862,49 @@ def _full_at(s: _State, p: _Setting, j: int) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@_inlined
-def _before(s: _State, a: int, b: int) -> bool:
-    """Whether slot a completes before slot b; of one step, who was admitted first."""
-    left, right = s.slot[a].goal - s.slot[a].origin, s.slot[b].goal - s.slot[b].origin
-    return bool(left < right or (left == right and s.slot[a].turn < s.slot[b].turn))
+# An entry is completion step * 2^32 + slot: one comparison, and nothing to look up. Places are unsigned, because numba
+# lets a signed one count from the end and asks for its sign at each use.
 
 
 @_inlined
-def _rise(s: _State, place: int) -> None:
-    j = s.heap[place]
-    while place > 0 and _before(s, j, s.heap[(place - 1) // 2]):
-        s.heap[place] = s.heap[(place - 1) // 2]
-        place = (place - 1) // 2
-    s.heap[place] = j
+def _entry(s: _State, j: int) -> int:
+    return int(((s.slot[j].goal - s.slot[j].origin) << 32) | j)
+
+
+@_inlined
+def _rise(s: _State, place: np.uint64, entry: int) -> None:
+    """Put an entry into the gap at ``place``, or higher."""
+    one = np.uint64(1)
+    while place > np.uint64(0):
+        parent = (place - one) >> one
+        if s.heap[parent] <= entry:
+            break
+        s.heap[place] = s.heap[parent]
+        place = parent
+    s.heap[place] = entry
 
 
 @_inlined
 def _push(s: _State, j: int) -> None:
-    s.heap[s.counter[_HEAPED]] = j
     s.counter[_HEAPED] += 1
-    _rise(s, s.counter[_HEAPED] - 1)
+    _rise(s, np.uint64(s.counter[_HEAPED] - 1), _entry(s, j))
 
 
 @_inlined
 def _remove(s: _State, place: int) -> None:
-    """Take out the slot at ``place`` of the heap: the last one sinks from there, or rises."""
+    """Take out the entry at ``place`` of the heap: the gap sinks to the bottom, and the last entry rises from there."""
+    one = np.uint64(1)
     s.counter[_HEAPED] -= 1
-    size = s.counter[_HEAPED]
-    if place == size:
-        return
-    j = s.heap[size]
-    child = 2 * place + 1
+    size = np.uint64(s.counter[_HEAPED])
+    gap = np.uint64(place)
+    child = gap + gap + one
     while child < size:
-        if child + 1 < size and _before(s, s.heap[child + 1], s.heap[child]):
-            child += 1
-        if not _before(s, s.heap[child], j):
-            break
-        s.heap[place] = s.heap[child]
-        place, child = child, 2 * child + 1
-    s.heap[place] = j
-    _rise(s, place)
+        if child + one < size and s.heap[child + one] < s.heap[child]:
+            child += one
+        s.heap[gap] = s.heap[child]
+        gap, child = child, child + child + one
+    if gap < size:
+        _rise(s, gap, s.heap[size])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -745,7 +935,7 @@ def _finish(s: _State, p: _Setting, now: float) -> None:
     """A request is done with; in a closed loop its client sends the next one."""
     s.counter[_DONE] += 1
     if p.clients > 0 and s.counter[_KNOWN] < s.request.arrival.size:
-        _send(s, s.counter[_KNOWN], now + p.think)
+        _send(s, s.counter[_KNOWN], now + p.pause[s.counter[_KNOWN]])
 
 
 @_inlined
@@ -756,9 +946,22 @@ def _at_most(s: _State, p: _Setting, i: int) -> int:
 
 
 @_inlined
+def _too_large(s: _State, p: _Setting, i: int) -> bool:
+    """Whether the whole cache could not hold the request."""
+    return bool(_needed(_at_most(s, p, i), p.block) > p.blocks)
+
+
+@_inlined
 def _blocks_to_admit(s: _State, p: _Setting, i: int) -> int:
     """KV blocks that a waiting request needs to be admitted."""
     return _needed(_at_most(s, p, i) if p.whole else s.request.target[i], p.block)
+
+
+@_inlined
+def _queue(s: _State, i: int) -> None:
+    place = s.counter[_HEAD] + s.counter[_WAITING]
+    s.waiting[place if place < s.waiting.size else place - s.waiting.size] = i
+    s.counter[_WAITING] += 1
 
 
 @_compiled
@@ -770,13 +973,11 @@ def _arrive(s: _State, p: _Setting) -> None:
         if r.arrival[i] > s.clock[_NOW]:
             break
         s.counter[_NEXT] += 1
-        if _needed(_at_most(s, p, i), p.block) > p.blocks:
+        if _too_large(s, p, i):
             r.refused[i] = True
             _finish(s, p, r.arrival[i])
             continue
-        place = s.counter[_HEAD] + s.counter[_WAITING]
-        s.waiting[place if place < s.waiting.size else place - s.waiting.size] = i
-        s.counter[_WAITING] += 1
+        _queue(s, i)
 
 
 @_compiled
@@ -792,7 +993,7 @@ def _admit(s: _State, p: _Setting, i: int, blocks: int) -> int:
     s.slot[j].request = i
     s.slot[j].turn = s.counter[_TURN]
     s.slot[j].held = blocks * p.block
-    s.slot[j].computed = 0
+    s.slot[j].computed = s.request.cached[min(i, s.request.cached.size - 1)]
     s.slot[j].chunk = 0
     return int(j)
 
@@ -819,7 +1020,7 @@ def _join(s: _State, p: _Setting, j: int) -> None:
         _push(s, j)
     else:
         s.slot[j].name = _mix(p.key ^ np.uint64(r.id[i]))
-        s.slot[j].log_alpha = _log_alpha(r.alpha[min(i, r.alpha.size - 1)])
+        s.slot[j].weight = r.weight[min(i, r.weight.size - 1)]
 
 
 @_inlined
@@ -847,15 +1048,16 @@ def _release(s: _State, p: _Setting, j: int) -> None:
 @_compiled
 def _close_gap(s: _State, j: int) -> None:
     """Take slot j out of ``order``, which ascends in turns."""
-    low, high = 0, s.counter[_RUNNING] - 1
+    one, turn = np.uint64(1), s.slot[j].turn
+    low, high = np.uint64(0), np.uint64(s.counter[_RUNNING] - 1)
     while low < high:
-        middle = (low + high) // 2
-        if s.slot[s.order[middle]].turn < s.slot[j].turn:
-            low = middle + 1
+        middle = (low + high) >> one
+        if s.slot[np.uint64(s.order[middle])].turn < turn:
+            low = middle + one
         else:
             high = middle
-    for place in range(low, s.counter[_RUNNING] - 1):
-        s.order[place] = s.order[place + 1]
+    for place in range(low, np.uint64(s.counter[_RUNNING] - 1)):
+        s.order[place] = s.order[place + one]
 
 
 @_compiled
@@ -882,8 +1084,8 @@ def _preempt_last(s: _State, p: _Setting) -> None:
     if decoding:
         s.request.target[i] = _cached(s, j) + 1  # the token it would have fed next is emitted, not cached
         if p.longest == 0:
-            place = 0
-            while s.heap[place] != j:
+            place, entry = 0, _entry(s, j)
+            while s.heap[place] != entry:
                 place += 1
             _remove(s, place)
         _leave(s, p, j)
@@ -917,14 +1119,18 @@ def _growth(s: _State, p: _Setting, t: _Times) -> int:
 
 @_compiled
 def _hold(s: _State, p: _Setting, t: _Times) -> None:
-    """Note the blocks of :func:`_growth` as held; plain decoding knows them without."""
+    """Reserve the blocks of :func:`_growth` and note who holds them; plain decoding knows without."""
     n = s.counter[_DECODING]
     ahead = s.counter[_STEPS] + 1 + t.gamma[t.row[n]]
+    blocks = 0
     for place in range(n):
-        j = s.order[place]
+        j = np.uint64(s.order[place])
         short = s.slot[j].origin + ahead - s.slot[j].held
         if short > 0:
-            s.slot[j].held += _needed(short, p.block) * p.block
+            more = _needed(short, p.block)
+            s.slot[j].held += more * p.block
+            blocks += more
+    s.counter[_USED] += blocks
 
 
 @_inlined
@@ -933,13 +1139,14 @@ def _grow(s: _State, p: _Setting, t: _Times) -> bool:
     preempted = False
     if p.whole:
         return preempted
-    blocks = _growth(s, p, t)
-    while s.counter[_USED] + blocks > p.blocks:
-        _preempt_last(s, p)
-        preempted = True
-        blocks = _growth(s, p, t)
-    s.counter[_USED] += blocks
-    if p.longest > 0 and blocks > 0:
+    n = s.counter[_DECODING]
+    if p.longest == 0 or s.counter[_USED] + n * _needed(1 + t.gamma[t.row[n]], p.block) > p.blocks:  # else it fits
+        while s.counter[_USED] + _growth(s, p, t) > p.blocks:
+            _preempt_last(s, p)
+            preempted = True
+    if p.longest == 0:
+        s.counter[_USED] += _growth(s, p, t)
+    else:
         _hold(s, p, t)
     return preempted
 
@@ -1016,11 +1223,13 @@ def _steps_that_fit(s: _State, p: _Setting, n: int, most: int) -> int:
         return most
     later = (free // n) * p.block  # in `block` steps each of the n sequences takes one block
     free -= (free // n) * n
+    at = (s.counter[_STEPS] + 1 + later) % p.block
     while later < most - 1:
-        free -= s.offsets[(s.counter[_STEPS] + 1 + later) % p.block]
+        free -= s.offsets[at]
         if free < 0:
             break
         later += 1
+        at = at + 1 if at + 1 < p.block else 0
     return int(min(later + 1, most))
 
 
@@ -1045,8 +1254,7 @@ def _steps_until(s: _State, t: _Times, n: int, most: int, at: float) -> int:
 @_inlined
 def _steps_to_event(s: _State, p: _Setting, t: _Times, n: int) -> int:
     """Steps in which nothing changes but the context, for plain decoding without a prefill chunk."""
-    j = s.heap[0]
-    steps = _steps_that_fit(s, p, n, s.slot[j].goal - s.slot[j].origin - s.counter[_STEPS])
+    steps = _steps_that_fit(s, p, n, (s.heap[0] >> 32) - s.counter[_STEPS])
     # who arrives behind others cannot be admitted before an event; but a closed loop answers a refusal at once
     if s.counter[_NEXT] < s.counter[_KNOWN] and (s.counter[_WAITING] == 0 or p.clients > 0):
         steps = _steps_until(s, t, n, steps, s.request.arrival[_pending(s, p, s.counter[_NEXT])])
@@ -1058,9 +1266,12 @@ def _reserve_ahead(s: _State, p: _Setting, n: int, steps: int) -> None:
     """Count the blocks that ``steps`` more steps of plain decoding take."""
     if p.whole:
         return
-    blocks = (steps // p.block) * n
-    for later in range(steps % p.block):
-        blocks += s.offsets[(s.counter[_STEPS] + 1 + later) % p.block]
+    rounds = steps // p.block
+    blocks = rounds * n
+    at = (s.counter[_STEPS] + 1) % p.block
+    for _ in range(steps - rounds * p.block):
+        blocks += s.offsets[at]
+        at = at + 1 if at + 1 < p.block else 0  # a division here would cost more than all else in a jump
     s.counter[_USED] += blocks
 
 
@@ -1075,18 +1286,24 @@ def _prefill_time(s: _State, t: _Times, n: int) -> tuple[float, int]:
         pairs += s.slot[j].chunk * (s.slot[j].computed + 0.5 * s.slot[j].chunk)
     if tokens == 0:
         return 0.0, 0
-    before = float(n * (t.gamma[t.row[n]] + 1))
-    added = _token_time(t.grid, t.token_s, before + tokens) - _token_time(t.grid, t.token_s, before)
+    before = n * (t.gamma[t.row[n]] + 1)
+    added = _token_time(t, before + tokens) - _token_time(t, before)
     return added + t.pair_s * pairs, tokens
+
+
+@_inlined
+def _step_times(s: _State, t: _Times, n: int, steps: int) -> tuple[float, float, int]:
+    """The time of decoding and of prefill in the steps [s], and prompt tokens."""
+    decode = _decode_time(s, t, n, steps) if n > 0 else t.base[t.row[0], 0]
+    prefill, tokens = _prefill_time(s, t, n)
+    return float(decode), float(max(prefill, t.floor - decode) if tokens > 0 else 0.0), tokens
 
 
 @_inlined
 def _pass_time(s: _State, t: _Times, n: int, steps: int) -> None:
     """Advance the clock and share the time among those who took part."""
-    decode = _decode_time(s, t, n, steps) if n > 0 else t.base[t.row[0], 0]
-    prefill, tokens = _prefill_time(s, t, n)
+    decode, prefill, tokens = _step_times(s, t, n, steps)
     if tokens > 0:
-        prefill = max(prefill, t.floor - decode)
         share = (prefill if n > 0 else prefill + decode) / tokens
         for place in range(s.counter[_CHUNKED]):
             j = s.chunked[place]
@@ -1121,32 +1338,33 @@ def _deliver(s: _State, t: _Times, n: int, steps: int, began: float) -> None:
 def _complete_due(s: _State, p: _Setting) -> None:
     """Plain decoding: those whose completion step this is leave."""
     while s.counter[_HEAPED] > 0:
-        j = s.heap[0]
-        if _cached(s, j) < s.slot[j].goal:
+        if s.heap[0] >> 32 > s.counter[_STEPS]:
             break
+        j = s.heap[0] & 0xFFFFFFFF
         _remove(s, 0)
         _close_gap(s, j)
         _complete(s, p, j, True)
 
 
 @_inlined
-def _draw(s: _State, p: _Setting, n: int, gamma: int) -> None:
+def _draw(s: _State, p: _Setting, t: _Times, n: int, gamma: int) -> None:
     """Every decoding sequence gains the drafts it accepts in this step; the complete ones leave."""
     steps, kept = s.counter[_STEPS], 0
     running = s.counter[_RUNNING]
     for place in range(n):
-        j = s.order[place]
+        j = np.uint64(s.order[place])
         if gamma > 0:
-            gain = _accepted(s.slot[j].log_alpha, gamma, _uniform(s.slot[j].name, steps - 1 - s.slot[j].born))
+            u = _uniform(s.slot[j].name, steps - 1 - s.slot[j].born)
+            gain = _accepted(s.slot[j].weight, t.hazard, gamma, u)
             s.slot[j].origin += gain
             s.counter[_CONTEXT] += gain
         if s.slot[j].seen > 0 and s.slot[j].origin + steps >= s.slot[j].seen:
             s.request.first_token[s.slot[j].request] = s.clock[_NOW]
             s.slot[j].seen = 0
         if s.slot[j].origin + steps >= s.slot[j].goal:
-            _complete(s, p, j, True)
+            _complete(s, p, s.order[place], True)
         else:
-            s.order[kept] = j
+            s.order[kept] = s.order[place]
             kept += 1
     if kept < n:
         for place in range(n, running):
@@ -1176,7 +1394,7 @@ def _end_chunks(s: _State, p: _Setting) -> None:
 
 
 @_inlined
-def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int, apart: bool) -> None:
+def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
     """Let ``steps`` steps of n decoding sequences pass, the chunks of a single one included."""
     gamma = t.gamma[t.row[n]]
     began = s.clock[_NOW]
@@ -1187,7 +1405,7 @@ def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int, apart: bool)
     s.counter[_KV_PEAK] = max(s.counter[_KV_PEAK], s.counter[_USED])
     _pass_time(s, t, n, steps)
     s.counter[_QUIET] = 0 if n > 0 else s.counter[_QUIET] + 1
-    if apart:
+    if n == 0 and not p.mixed:
         s.counter[_APART] += 1
     else:
         if p.longest == 0 and p.stream > 1 and s.counter[_DUE] <= s.counter[_STEPS] + steps:
@@ -1198,15 +1416,15 @@ def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int, apart: bool)
         if p.longest == 0:
             _complete_due(s, p)
         else:
-            _draw(s, p, n, gamma)
+            _draw(s, p, t, n, gamma)
     _end_chunks(s, p)
     if s.counter[_QUIET] > p.patience:
         raise RuntimeError("too many steps in which nobody gains a token: the scheduler is wrong")
 
 
 @_inlined
-def _step(s: _State, p: _Setting, t: _Times) -> None:
-    """One step, or as many as pass before something happens."""
+def _begin(s: _State, p: _Setting, t: _Times) -> tuple[int, int]:
+    """Begin a step; return who decodes in it, and how many steps like it pass before something happens."""
     apart = not p.mixed and _prompts_first(s, p)
     preempted = False
     if not apart:
@@ -1225,21 +1443,159 @@ def _step(s: _State, p: _Setting, t: _Times) -> None:
     idle = s.counter[_CHUNKED] == 0 and (not p.ahead or s.counter[_RUNNING] == s.counter[_DECODING])
     if p.longest == 0 and idle and not preempted:  # after a preemption the next step may admit
         steps = _steps_to_event(s, p, t, n)
-    _advance(s, p, t, n, steps, apart)
+    return n, steps
 
 
-@_compiled
-def _run(s: _State, p: _Setting, t: _Times) -> None:
+@_inlined
+def _open(s: _State, p: _Setting) -> None:
+    """Arrivals that are known from the start."""
     count = s.request.arrival.size
     if p.clients == 0:
         s.counter[_KNOWN] = count
     for i in range(min(p.clients, count)):
-        _send(s, i, s.request.arrival[i])
+        _send(s, i, p.pause[i])
+
+
+@_compiled
+def _run(s: _State, p: _Setting, t: _Times) -> None:
+    _open(s, p)
     s.clock[_CLEAR] = -np.inf
-    while s.counter[_DONE] < count:
+    while s.counter[_DONE] < s.request.arrival.size:
         if s.counter[_RUNNING] == 0 and s.counter[_WAITING] == 0:
             s.clock[_NOW] = max(s.clock[_NOW], s.request.arrival[_pending(s, p, s.counter[_NEXT])])
             s.clock[_CLEAR] = s.clock[_NOW]
         _arrive(s, p)
         if s.counter[_RUNNING] > 0 or s.counter[_WAITING] > 0:
-            _step(s, p, t)
+            n, steps = _begin(s, p, t)
+            _advance(s, p, t, n, steps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Replicas together
+# ---------------------------------------------------------------------------------------------------------------------
+
+# What happens next is the least of: a step's end, an arrival, a step's beginning, in this order at equal times. A
+# replica plans its jump when it begins it, knowing no arrival; one that is handed to it while nobody waits ends the
+# jump with the step under way. So an event costs what it does with one replica, and a look at the due times of all.
+
+
+@_inlined
+def _one_of(all_: _State, r: int) -> _State:
+    return _State(
+        all_.request,
+        all_.slot[r],
+        all_.free[r],
+        all_.order[r],
+        all_.chunked[r],
+        all_.heap[r],
+        all_.offsets[r],
+        all_.waiting[r],
+        all_.pending[r],
+        all_.counter[r],
+        all_.clock[r],
+        all_.batch_s[r],
+    )
+
+
+@_inlined
+def _due(s: _State, t: _Times, n: int, steps: int) -> float:
+    """When the steps under way will have passed."""
+    decode, prefill, _ = _step_times(s, t, n, steps)
+    return float(s.clock[_NOW] + (decode + prefill))
+
+
+@_inlined
+def _soonest(d: _Door) -> int:
+    """The replica whose step ends or begins next; ends go first."""
+    r = 0
+    for k in range(1, d.due.size):
+        if d.due[k] < d.due[r] or (d.due[k] == d.due[r] and d.running[k] and not d.running[r]):
+            r = k
+    return r
+
+
+@_inlined
+def _choose(d: _Door, turn: int, at: float) -> int:
+    """The replica that the arrival of that turn is handed to."""
+    ready = 0
+    while ready < d.ready.size and d.ready[ready] <= at:
+        ready += 1
+    among = ready if ready > 0 else d.ready.size
+    if d.routing == 0:
+        return turn % among
+    if d.routing == 1:
+        return int(d.draw[turn] * among)
+    r = 0
+    for k in range(1, among):
+        if d.load[k] < d.load[r]:
+            r = k
+    return r
+
+
+@_compiled
+def _hand_over(d: _Door, s: _State, t: _Times, r: int, i: int, at: float) -> None:
+    """Replica r gets request i: if nobody waits there, it will look at it after the step under way."""
+    d.load[r] += 1
+    if d.due[r] == np.inf:
+        s.clock[_NOW] = max(s.clock[_NOW], at)
+        d.due[r] = s.clock[_NOW]
+    if s.counter[_WAITING] == 0:
+        s.clock[_CLEAR] = s.clock[_NOW]
+        if d.running[r]:
+            n = d.batch[r]
+            if d.steps[r] > 1:
+                d.steps[r] = _steps_until(s, t, n, d.steps[r], at)
+                d.due[r] = _due(s, t, n, d.steps[r])
+            s.clock[_CLEAR] += _decode_time(s, t, n, d.steps[r] - 1)
+    d.clear[r] = s.clock[_CLEAR]  # of all that it has been so far, the last one before an arrival counts
+    _queue(s, i)
+
+
+@_inlined
+def _receive(d: _Door, all_: _State, p: _Setting, t: _Times) -> None:
+    """The next arrival is refused or handed over."""
+    turn = d.lobby.counter[_NEXT]
+    i = _pending(d.lobby, p, turn)
+    at = d.lobby.request.arrival[i]
+    d.lobby.counter[_NEXT] += 1
+    d.home[i] = _choose(d, turn, at)
+    if _too_large(d.lobby, p, i):
+        d.lobby.request.refused[i] = True
+        _finish(d.lobby, p, at)
+    else:
+        _hand_over(d, _one_of(all_, d.home[i]), t, d.home[i], i, at)
+
+
+@_inlined
+def _end(d: _Door, s: _State, p: _Setting, outside: _Setting, t: _Times, r: int) -> None:
+    """The steps under way at replica r have passed."""
+    done = s.counter[_DONE]
+    _advance(s, p, t, d.batch[r], d.steps[r])
+    for _ in range(s.counter[_DONE] - done):
+        d.load[r] -= 1
+        _finish(d.lobby, outside, s.clock[_NOW])
+    d.running[r] = False
+    d.due[r] = s.clock[_NOW] if s.counter[_RUNNING] > 0 or s.counter[_WAITING] > 0 else np.inf
+
+
+@_compiled
+def _run_together(d: _Door, all_: _State, outside: _Setting, p: _Setting, t: _Times) -> None:
+    """``outside`` has the clients; replicas know of none, nor of arrivals to come."""
+    count = d.lobby.request.arrival.size
+    lobby = d.lobby
+    _open(lobby, outside)
+    while lobby.counter[_DONE] < count:
+        at = np.inf
+        if lobby.counter[_NEXT] < lobby.counter[_KNOWN]:
+            at = lobby.request.arrival[_pending(lobby, outside, lobby.counter[_NEXT])]
+        r = _soonest(d)
+        if at < d.due[r] or (at == d.due[r] and not d.running[r]):
+            _receive(d, all_, outside, t)
+            continue
+        s = _one_of(all_, r)
+        if d.running[r]:
+            _end(d, s, p, outside, t, r)
+        else:
+            d.batch[r], d.steps[r] = _begin(s, p, t)
+            d.due[r] = _due(s, t, d.batch[r], d.steps[r])
+            d.running[r] = True

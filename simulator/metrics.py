@@ -3,12 +3,15 @@
 Warm-up is removed by a fixed rule, :func:`warmup_requests`. A rule that reads the noise (MSER-5, White
 1997) was tried: it biases the mean of a stationary queue low and lowered the coverage of the intervals from 95 to 89 %
 (M/M/4 at load 0.7).
-Intervals are by batch means, widened by the correlation that is left between batches.
+Intervals of one run are by batch means, widened by the correlation that is left between batches; a time average is
+batched over equal slices of the measured span. Those of several independent runs are Student's: :func:`replicated`.
+An overloaded run has no interval on what grows with its length: TTFT, E2E and the line of those who wait.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,6 +28,7 @@ Status = Literal["steady", "overloaded"]
 
 LEVEL = 0.95  # coverage of the intervals [-]
 BATCHES = 20  # batches of an interval: 10 to 30 lose little (Schmeiser 1982, Operations Research 30:556) [-]
+SLICES = 2 * BATCHES  # equal parts of the measured span, for time averages [-]
 PROBABILITIES = (0.5, 0.9, 0.95, 0.99)  # of the percentiles reported [-]
 
 
@@ -46,6 +50,7 @@ class Summary:
     p95: Estimate
     p99: Estimate
     count: int  # requests [-]
+    diverges: bool = False  # grows with the length of the run: no interval holds what a longer one would show
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,29 +68,34 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """One run. Of an overloaded run the times depend on how long it was: read ``status`` first."""
+    """One run of a tier. Of an overloaded one TTFT, E2E and the line grow with its length: read ``status`` first."""
 
     status: Status
     requests: int  # in the run [-]
-    warmup: int  # left out at the start [-]
+    warmup: int  # served, but left out [-]
     refused: int  # larger than the KV cache [-]
     ttft_s: Summary
     tpot_s: Summary  # over the tokens after the first; requests of one token have none [s/token]
     e2e_s: Summary
     user_speed: Summary  # (tokens - 1) / (E2E - TTFT) [token/s]
-    requests_per_s: float  # completions in the measured span
-    tokens_per_s: float  # output tokens of those requests, by their rate
+    requests_per_s: Estimate  # completions in the measured span
+    tokens_per_s: Estimate  # output tokens of those requests
     good: Estimate  # share of requests that keep the SLO; a refused request does not [-]
-    goodput: float  # good requests [request/s]
-    batch: float  # decoding sequences of a replica, time average over the measured span [-]
-    utilisation: float  # busy share of the time from first arrival to last completion [-]
-    acceptance: float  # accepted / drafted: the accepted fraction; nan without drafts [-]
-    tokens_per_round: float  # tokens past the first / rounds, by requests; nan if nobody decoded [tokens]
-    rounds: float  # decode rounds of a request [-]
-    preemptions: float  # of a request [-]
+    goodput: Estimate  # good requests [request/s]
+    batch: Estimate  # decoding sequences of a replica, time average over the measured span [-]
+    waiting: Estimate  # requests not admitted yet, of a replica, time average over the measured span [-]
+    utilisation: Estimate  # busy share of the time from first arrival to last completion [-]
+    kv_peak: float  # largest share of a replica's KV blocks ever reserved [-]
+    acceptance: Estimate  # accepted / drafted: the accepted fraction; nan without drafts [-]
+    tokens_per_round: Estimate  # tokens past the first / rounds, by requests; nan if nobody decoded [tokens]
+    rounds: Estimate  # decode rounds of a request [-]
+    preemptions: Estimate  # of a request [-]
+    service_s: Estimate  # a request's share of the busy time of its replica [s]
 
 
-def measure(records: Records, slo: Slo | None = None, warmup: int | None = None) -> Metrics:
+def measure(
+    records: Records, slo: Slo | None = None, warmup: int | None = None, kept: NDArray[np.bool_] | None = None
+) -> Metrics:
     """Return the figures of a run.
 
     Parameters
@@ -97,6 +107,9 @@ def measure(records: Records, slo: Slo | None = None, warmup: int | None = None)
     warmup : int, optional
         Requests to leave out at the start; by :func:`warmup_requests` in an open loop, none in a closed one (serving
         benchmarks count every request) by default [-].
+    kept : array of bool, optional
+        Which requests to measure, in the place of ``warmup``: for a tier, those that are past the warm-up of the
+        whole system.
 
     Returns
     -------
@@ -119,46 +132,82 @@ def measure(records: Records, slo: Slo | None = None, warmup: int | None = None)
     >>> figures.status, round(figures.tpot_s.mean.value, 6)
     ('steady', 0.01)
     """
-    served = ~records.refused
-    require(bool(served.any()), "records", "must hold a request that was served", int(served.sum()))
-    e2e = records.completion - records.arrival
-    if warmup is None:
-        warmup = 0 if records.closed else warmup_requests(records.arrival[served], e2e[served])
-    kept = np.flatnonzero(served)[warmup:]
-    require(kept.size > 0, "warmup", f"must be below the {int(served.sum())} requests served", warmup)
-    ttft, decode, tokens = (
-        (records.first_token - records.arrival)[kept],
-        _decode(records, kept),
-        records.output[kept] - 1,
+    conserved(records)
+    who = _measured(records, warmup) if kept is None else np.flatnonzero(kept & ~records.refused)
+    require(who.size > 0, "kept", "must leave a request that was served", int(who.size))
+    overloaded = status(records) == "overloaded"
+    ttft, e2e, decode = (
+        (end - start)[who]
+        for start, end in (
+            (records.arrival, records.first_token),
+            (records.arrival, records.completion),
+            (records.first_token, records.completion),
+        )
     )
-    many = tokens > 0
-    tpot = decode[many] / tokens[many]
-    start, end = _span(records, kept)
-    rate = _rate(records, kept, start, end)
-    good = _good(records, kept, slo or Slo())
-    after = np.flatnonzero(records.refused & (records.arrival >= records.arrival[kept[0]])).size
-    share = kept.size / (kept.size + after)
-    drafted, rounds = int(records.drafted[kept].sum()), int(records.rounds[kept].sum())
+    tokens, rounds = records.output[who] - 1, records.rounds[who]
+    tpot = decode[tokens > 0] / tokens[tokens > 0]
+    edges = slices(records.arrival, records.completion, who, records.closed)
+    rate = time_mean(rates(records.completion, edges), who.size)
+    good = share_interval(_good(slo or Slo(), ttft, decode / np.maximum(tokens, 1), e2e))
+    late = np.flatnonzero(records.refused & (records.arrival >= records.arrival[who[0]])).size
+    batch = present(records.first_token, records.completion, edges) / records.replicas
+    line = time_mean(present(records.arrival, records.admitted, edges) / records.replicas, who.size)
     return Metrics(
-        status=status(records),
+        status="overloaded" if overloaded else "steady",
         requests=records.arrival.size,
-        warmup=warmup,
+        warmup=int(np.count_nonzero(~records.refused)) - who.size,
         refused=int(records.refused.sum()),
-        ttft_s=summary(ttft),
+        ttft_s=summary(ttft, diverges=overloaded),
         tpot_s=summary(tpot),
-        e2e_s=summary(e2e[kept]),
+        e2e_s=summary(e2e, diverges=overloaded),
         user_speed=summary(1.0 / tpot),
         requests_per_s=rate,
-        tokens_per_s=rate * float(records.output[kept].mean()),
-        good=Estimate(*(share * x for x in mean_interval(good))),
-        goodput=rate * float(good.mean()),
-        batch=_mean_batch(records, start, end) / records.replicas,
-        utilisation=records.busy_s / records.replicas / max(records.end_s - float(records.arrival[0]), 1e-300),
-        acceptance=float(records.accepted[kept].sum()) / drafted if drafted else math.nan,
-        tokens_per_round=float(tokens.sum()) / rounds if rounds else math.nan,
-        rounds=rounds / kept.size,
-        preemptions=float(records.preemptions[kept].mean()),
+        tokens_per_s=scaled(rate, float(records.output[who].mean())),
+        good=scaled(good, who.size / (who.size + late)),
+        goodput=product(rate, good),
+        batch=time_mean(batch, who.size),
+        waiting=without_interval(line) if overloaded else line,
+        utilisation=utilisation(records, edges),
+        kv_peak=records.kv_peak_tokens / records.kv_tokens,
+        acceptance=ratio_interval(records.accepted[who], records.drafted[who]),
+        tokens_per_round=ratio_interval(tokens, rounds),
+        rounds=mean_interval(rounds),
+        preemptions=mean_interval(records.preemptions[who]),
+        service_s=mean_interval(records.service_s[who]),
     )
+
+
+def conserved(records: Records) -> None:
+    """Check what holds on every run: who arrived completed or was refused, every token asked for came, KV fitted.
+
+    Raises
+    ------
+    RuntimeError
+        If it does not: a defect of the engine, never of the input.
+    """
+    done = np.isfinite(records.completion)
+    kept = (
+        bool(np.array_equal(done, ~records.refused))
+        and records.emitted == int(records.output[done].sum())
+        and records.kv_peak_tokens <= records.kv_tokens
+    )
+    if not kept:
+        raise RuntimeError("the engine lost requests, tokens or KV blocks: this is a defect, please report it")
+
+
+def _good(slo: Slo, ttft: Array, tpot: Array, e2e: Array) -> Array:
+    return ((ttft <= slo.ttft_s) & (tpot <= slo.tpot_s) & (e2e <= slo.e2e_s)).astype(np.float64)
+
+
+def _measured(records: Records, warmup: int | None) -> NDArray[np.intp]:
+    """Return the requests served after the warm-up."""
+    served = np.flatnonzero(~records.refused)
+    require(served.size > 0, "records", "must hold a request that was served", int(served.size))
+    if warmup is None:
+        e2e = (records.completion - records.arrival)[served]
+        warmup = 0 if records.closed else warmup_requests(records.arrival[served], e2e)
+    require(warmup < served.size, "warmup", f"must be below the {served.size} requests served", warmup)
+    return served[warmup:]
 
 
 WARMUP_SHARE = 0.1  # of the requests [-]; assumed
@@ -204,36 +253,72 @@ def _waiting(records: Records, time: float) -> int:
     return int(np.count_nonzero((records.arrival <= time) & (records.admitted > time)))
 
 
-def _decode(records: Records, kept: NDArray[np.intp]) -> Array:
-    return (records.completion - records.first_token)[kept]
+def slices(arrival: Array, completion: Array, kept: NDArray[np.intp], closed: bool) -> Array:
+    """Return the edges of equal slices of the measured span: kept arrivals in an open loop, all in a closed or a burst.
+
+    Examples
+    --------
+    >>> slices(np.arange(9.0), np.arange(9.0) + 5.0, np.arange(1, 9), closed=False)[[0, -1]].tolist()
+    [1.0, 8.0]
+    """
+    start, last = float(arrival[kept[0]]), float(arrival[kept[-1]])
+    return np.linspace(start, float(np.nanmax(completion)) if closed or last <= start else last, SLICES + 1)
 
 
-def _span(records: Records, kept: NDArray[np.intp]) -> tuple[float, float]:
-    """Return the time over which rates are taken: kept arrivals in an open loop, all in a closed one or in a burst."""
-    start, last = float(records.arrival[kept[0]]), float(records.arrival[kept[-1]])
-    end = float(np.nanmax(records.completion))
-    return (start, end) if records.closed or last <= start else (start, last)
+def utilisation(records: Records, edges: Array) -> Estimate:
+    """Return the busy share of the replicas' time from first arrival to last completion [-].
+
+    The share is exact. Its interval is from slices, over which the service of each request is spread evenly between
+    its admission and its completion.
+    """
+    value = records.busy_s / records.replicas / max(records.end_s - float(records.arrival[0]), 1e-300)
+    stay = np.maximum(records.completion - records.admitted, 1e-300)
+    busy = present(records.admitted, records.completion, edges, records.service_s / stay) / records.replicas
+    half = time_mean(busy, records.arrival.size)
+    return Estimate(value, max(value - (half.high - half.value), 0.0), min(value + (half.high - half.value), 1.0))
 
 
-def _rate(records: Records, kept: NDArray[np.intp], start: float, end: float) -> float:
-    """Return completions per second within the span, whoever arrived before it included [request/s]."""
-    if records.arrival.size == 1 or kept.size == 1:
-        return kept.size / max(end - start, 1e-300)
-    done = np.count_nonzero((records.completion > start) & (records.completion <= end))
-    return float(done / (end - start))
+# ---------------------------------------------------------------------------------------------------------------------
+# Over time
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _mean_batch(records: Records, start: float, end: float) -> float:
-    """Return the time average of requests between first token and completion, waiting after a preemption included."""
-    first, last = np.clip(records.first_token, start, end), np.clip(records.completion, start, end)
-    return float(np.nansum(last - first) / max(end - start, 1e-300))
+def present(begin: Array, end: Array, edges: Array, weight: Array | None = None) -> Array:
+    r"""Return the mean number present in each slice of time, where i is present from begin to end; nan never is.
+
+    .. math:: \frac{1}{t_{j+1} - t_j} \int_{t_j}^{t_{j+1}} \sum_i w_i 1(b_i \le t < e_i)\,dt
+
+    Examples
+    --------
+    >>> present(np.array([0.0, 1.0]), np.array([2.0, 1.5]), np.array([0.0, 1.0, 2.0])).tolist()
+    [1.0, 1.5]
+    """
+    known = np.isfinite(begin) & np.isfinite(end)
+    w = np.ones(int(known.sum())) if weight is None else weight[known]
+    area = _area(begin[known], w, edges) - _area(end[known], w, edges)
+    return np.asarray(np.diff(area) / np.diff(edges))
 
 
-def _good(records: Records, kept: NDArray[np.intp], slo: Slo) -> Array:
-    ttft = (records.first_token - records.arrival)[kept]
-    tpot = _decode(records, kept) / np.maximum(records.output[kept] - 1, 1)
-    e2e = (records.completion - records.arrival)[kept]
-    return ((ttft <= slo.ttft_s) & (tpot <= slo.tpot_s) & (e2e <= slo.e2e_s)).astype(np.float64)
+def _area(events: Array, weight: Array, at: Array) -> Array:
+    """Return the integral up to each time of the weight of the events so far."""
+    order = np.argsort(events, kind="stable")
+    passed = np.searchsorted(events[order], at, side="right")
+    start = float(at[0])  # times from here on: keeps the digits of late runs
+    mass = np.concatenate([[0.0], np.cumsum(weight[order])])
+    moment = np.concatenate([[0.0], np.cumsum(weight[order] * (events[order] - start))])
+    return np.asarray((at - start) * mass[passed] - moment[passed])
+
+
+def rates(events: Array, edges: Array) -> Array:
+    """Return events per second in each slice of time; what is nan did not happen."""
+    counts = np.diff(np.searchsorted(np.sort(events[np.isfinite(events)]), edges, side="right"))
+    return np.asarray(counts / np.diff(edges))
+
+
+def time_mean(levels: Array, requests: int) -> Estimate:
+    """Return the mean over equal slices of time; without an interval where there is not a request a slice."""
+    estimate = mean_interval(levels)
+    return estimate if requests >= levels.size else without_interval(estimate)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,14 +326,105 @@ def _good(records: Records, kept: NDArray[np.intp], slo: Slo) -> Array:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def summary(values: ArrayLike) -> Summary:
-    """Return mean and percentiles, with intervals, of values in the order of arrival (all nan if there is none)."""
+UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+
+
+def summary(values: ArrayLike, diverges: bool = False) -> Summary:
+    """Return mean and percentiles, with intervals, of values in the order of arrival (all nan if there is none).
+
+    Examples
+    --------
+    >>> summary([1.0, 2.0, 4.0]).p50.value
+    2.0
+    """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
-        nothing = Estimate(math.nan, math.nan, math.nan)
-        return Summary(nothing, nothing, nothing, nothing, nothing, 0)
-    p50, p90, p95, p99 = (quantile_interval(x, p) for p in PROBABILITIES)
-    return Summary(mean_interval(x), p50, p90, p95, p99, x.size)
+        return Summary(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, 0, diverges)
+    return _summary([mean_interval(x), *(quantile_interval(x, p) for p in PROBABILITIES)], x.size, diverges)
+
+
+def _summary(estimates: Sequence[Estimate], count: int, diverges: bool) -> Summary:
+    mean, p50, p90, p95, p99 = (without_interval(e) for e in estimates) if diverges else estimates
+    return Summary(mean, p50, p90, p95, p99, count, diverges)
+
+
+UNMEASURED = Metrics(
+    "steady",
+    *(0, 0, 0),
+    *(summary([]),) * 4,
+    *(UNKNOWN,) * 7,
+    0.0,
+    *(UNKNOWN,) * 5,
+)  # of a tier that nobody visited
+
+
+def without_interval(estimate: Estimate) -> Estimate:
+    """Return the value with nothing known about how far it is off."""
+    return Estimate(estimate.value, -math.inf, math.inf)
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """Return an estimate times a number of at least 0."""
+    return Estimate(*(factor * x for x in estimate))
+
+
+def product(a: Estimate, b: Estimate) -> Estimate:
+    """Return the product of two estimates of at least 0; its ends are those of the ends: it covers more than each."""
+    low = max(a.low, 0.0) * max(b.low, 0.0)
+    return Estimate(a.value * b.value, low, a.high * b.high)
+
+
+def replicated(values: ArrayLike, level: float = LEVEL) -> Estimate:
+    r"""Return the mean of independent replications and its interval.
+
+    .. math:: \bar x \pm t_{n-1,\,(1 + p)/2}\, s / \sqrt n
+
+    over the n replications that have the value; with one there is no interval.
+
+    Source
+    ------
+    Law (2015), Simulation Modeling and Analysis, section 9.5.2, replication/deletion.
+
+    Examples
+    --------
+    >>> [round(x, 3) for x in replicated([1.0, 2.0, 3.0])]
+    [2.0, -0.484, 4.484]
+    """
+    x = np.asarray(values, dtype=np.float64)
+    x = x[np.isfinite(x)]
+    if x.size == 0:
+        return UNKNOWN
+    mean = float(x.mean())
+    if x.size == 1:
+        return Estimate(mean, -math.inf, math.inf)
+    half = float(stdtrit(x.size - 1, 0.5 + level / 2)) * float(x.std(ddof=1)) / math.sqrt(x.size)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def replicated_summary(runs: Sequence[Summary]) -> Summary:
+    """Return the mean over independent replications of each figure, percentiles included."""
+    values = [[run.mean, run.p50, run.p90, run.p95, run.p99] for run in runs]
+    estimates = [replicated([e.value for e in same]) for same in zip(*values, strict=True)]
+    return _summary(estimates, sum(run.count for run in runs), any(run.diverges for run in runs))
+
+
+def ratio_interval(numerator: ArrayLike, denominator: ArrayLike) -> Estimate:
+    r"""Return a ratio of sums, :math:`r = \sum y / \sum x`, and its interval; nan if nothing is below the line.
+
+    The half width is that of the mean of :math:`(y - r x) / \bar x` (delta method: Cochran 1977, Sampling Techniques,
+    equation 6.12).
+
+    Examples
+    --------
+    >>> ratio_interval(np.tile([1.0, 3.0], 50), np.tile([2.0, 4.0], 50)).value
+    0.6666666666666666
+    """
+    y, x = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    if not x.any():
+        return UNKNOWN
+    value = float(y.sum() / x.sum())
+    half = _half_width((y - value * x) / x.mean(), LEVEL)
+    return Estimate(value, value - half, value + half)
 
 
 def mean_interval(values: ArrayLike, level: float = LEVEL) -> Estimate:
@@ -288,6 +464,23 @@ def _half_width(x: Array, level: float) -> float:
     rho = min(max(float(spread[1:] @ spread[:-1]) / square, 0.0), 0.9)
     error = math.sqrt(square / (count - 1) / count * (1 + rho) / (1 - rho))
     return float(stdtrit(count - 1, 0.5 + level / 2)) * error
+
+
+def share_interval(hits: ArrayLike) -> Estimate:
+    """Return a share and its interval by batch means, kept within 0 and 1.
+
+    Examples
+    --------
+    >>> share_interval([True, True, False, True]).high
+    1.0
+    """
+    return as_share(mean_interval(hits))
+
+
+def as_share(estimate: Estimate) -> Estimate:
+    """Return an estimate with its interval cut to [0, 1]; where nothing is known of it, nothing is."""
+    value, low, high = estimate
+    return Estimate(value, max(low, 0.0), min(high, 1.0)) if math.isfinite(high - low) else estimate
 
 
 def quantile_interval(values: ArrayLike, probability: float, level: float = LEVEL) -> Estimate:

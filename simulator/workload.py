@@ -1,19 +1,14 @@
-"""What arrives: request times, prompt and output lengths, drawn from laws or read from a trace."""
+"""What arrives: request times, prompt and output lengths, drawn from laws. Traces are read in :mod:`.traces`."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import islice, pairwise
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import gammaln, ndtr, ndtri
 
 from theory.errors import refuse, require
 
@@ -26,13 +21,14 @@ class Workload:
     """Requests in the order of arrival; the arrays are copied and made read-only.
 
     With ``clients`` > 0 it is a closed loop: arrival times are ignored, each client keeps one request in flight and
-    sends the next one of the list ``think_time`` after its previous one completes.
+    sends the next one of the list ``think_time`` after its previous one completes; see :class:`ClosedLoop`.
 
     Raises
     ------
     InputError
-        If there is no request, lengths differ, an arrival is not finite, negative or out of order, or a prompt or an
-        output is not a whole number of at least 1; the row is named.
+        If there is no request, lengths differ, an arrival is not finite, negative or out of order, a prompt or an
+        output is not a whole number of at least 1 (an engine computes at least one token and emits at least one), a
+        think time is not finite or negative, or not fewer tokens are cached than the prompt has; the row is named.
 
     Examples
     --------
@@ -45,7 +41,10 @@ class Workload:
     output: Ints  # (n,) [tokens]
     source: str = ""  # where the numbers come from
     clients: int = 0  # requests in flight in a closed loop; 0: open loop [-]
-    think_time: float = 0.0  # closed loop: from a completion to the next request of the client [s]
+    think_time: float | Floats = 0.0  # closed loop: pause before a request, see ``pauses``; one for all or (n,) [s]
+    cached: Ints | None = (
+        None  # prompt tokens whose keys and values are at hand and need no computing; None: 0 [tokens]
+    )
 
     def __init__(
         self,
@@ -54,7 +53,8 @@ class Workload:
         output: ArrayLike,
         source: str = "",
         clients: int = 0,
-        think_time: float = 0.0,
+        think_time: float | ArrayLike = 0.0,
+        cached: ArrayLike | None = None,
     ) -> None:
         set_field = object.__setattr__
         set_field(self, "arrival", _arrivals(arrival))
@@ -62,11 +62,25 @@ class Workload:
         set_field(self, "output", _tokens("output", output))
         set_field(self, "source", source)
         set_field(self, "clients", clients)
-        set_field(self, "think_time", think_time)
+        set_field(self, "think_time", _think_time(think_time))
         sizes = (self.arrival.size, self.prompt.size, self.output.size)
         require(len(set(sizes)) == 1, "workload", "must have as many arrivals as prompts and outputs", sizes)
         require(sizes[0] > 0, "workload", "must hold at least one request", sizes[0])
-        _check_loop(clients, think_time)
+        _check_clients(clients)
+        rule = "must be one number or one per request [s]"
+        require(np.size(self.think_time) in (1, sizes[0]), "think_time", rule, np.size(self.think_time))
+        set_field(self, "cached", None if cached is None else _cached(cached, self.prompt))
+
+    @property
+    def pauses(self) -> Floats:
+        """Pause before each request of a closed loop, (n,) [s].
+
+        The first ``clients`` count from the start, the others from the completion that sets their client free. A think
+        time of one number is the pause of those others: all clients start at once.
+        """
+        if isinstance(self.think_time, np.ndarray):
+            return self.think_time
+        return np.where(np.arange(self.requests) < self.clients, 0.0, self.think_time)
 
     @property
     def requests(self) -> int:
@@ -92,12 +106,31 @@ class Workload:
         return (self.requests - 1) / span
 
 
-def _check_loop(clients: int, think_time: float) -> None:
+def _check_clients(clients: int) -> None:
     ok = isinstance(clients, int) and not isinstance(clients, bool) and clients >= 0
     require(ok, "clients", "must be an integer of at least 0 [-]", clients, "0 is an open loop.")
-    require(
-        math.isfinite(think_time) and think_time >= 0, "think_time", "must be finite and at least 0 [s]", think_time
-    )
+
+
+def _think_time(values: float | ArrayLike) -> float | Floats:
+    array = np.array(values, dtype=np.float64, ndmin=1)
+    bad = ~(np.isfinite(array) & (array >= 0))
+    if np.ndim(values) == 0:
+        require(not bad[0], "think_time", "must be finite and at least 0 [s]", values)
+        return float(array[0])
+    _refuse_first(bad, "think_time", "must be finite and at least 0 [s]", array)
+    array.flags.writeable = False
+    return array
+
+
+def _cached(values: ArrayLike, prompt: Ints) -> Ints:
+    array = np.array(values, dtype=np.float64, ndmin=1)
+    require(array.shape == prompt.shape, "cached", "must have one value per request [tokens]", array.shape)
+    bad = ~((array >= 0) & (array < prompt) & (array == np.floor(array)))
+    rule = "must be a whole number of at least 0 and below the prompt, whose last token is always computed [tokens]"
+    _refuse_first(bad, "cached", rule, array)
+    tokens = array.astype(np.int64)
+    tokens.flags.writeable = False
+    return tokens
 
 
 def _arrivals(values: ArrayLike) -> Floats:
@@ -113,6 +146,7 @@ def _tokens(name: str, values: ArrayLike) -> Ints:
     array = np.array(values, dtype=np.float64, ndmin=1)
     whole = np.isfinite(array) & (array == np.floor(array))
     _refuse_first(~(whole & (array >= 1)), name, "must be a whole number of at least 1 [tokens]", array)
+    _refuse_first(array >= 2.0**53, name, "must be less than 2^53 [tokens]", array)
     tokens = array.astype(np.int64)
     tokens.flags.writeable = False
     return tokens
@@ -160,11 +194,159 @@ def gamma(rate: float, cv: float, n: int, rng: np.random.Generator) -> Floats:
     >>> gamma(2.0, 0.0, 3, np.random.default_rng(0)).tolist()
     [0.5, 1.0, 1.5]
     """
-    require(math.isfinite(rate) and rate > 0, "rate", "must be finite and above 0 [request/s]", rate)
-    require(math.isfinite(cv) and cv >= 0, "cv", "must be finite and at least 0 [-]", cv, "1 is a Poisson process.")
-    require(n >= 1, "requests", "must be at least 1 [-]", n)
+    _check_renewal(rate, cv, n)
     gaps = np.full(n, 1.0) if cv == 0 else rng.gamma(1.0 / cv**2, cv**2, n)
     return np.asarray(np.cumsum(gaps) / rate)
+
+
+def weibull(rate: float, cv: float, n: int, rng: np.random.Generator) -> Floats:
+    r"""Return ``n`` arrival times with Weibull-distributed gaps [s].
+
+    .. math:: P(\Delta > t) = e^{-(t / \theta)^k},\quad \theta = \frac{1}{r\,\Gamma(1 + 1/k)}
+
+    with the shape k of :func:`weibull_shape`. At the same ``cv`` its tail is heavier than the gamma law's above 1.
+
+    Raises
+    ------
+    InputError
+        If the rate [request/s] is not above 0, ``cv`` [-] is neither 0 nor in [0.0001, 1000], or ``n`` is below 1.
+
+    Source
+    ------
+    Johnson, Kotz & Balakrishnan (1994), Continuous Univariate Distributions 1, ch. 21. Arrivals at LLM services:
+    Xiang et al. (2025), ServeGen, arXiv:2505.09999, who find gamma or Weibull gaps by service.
+
+    Examples
+    --------
+    >>> weibull(2.0, 0.0, 3, np.random.default_rng(0)).tolist()
+    [0.5, 1.0, 1.5]
+    """
+    _check_renewal(rate, cv, n)
+    power = 0.0 if cv == 0 else 1 / weibull_shape(cv)
+    gaps = np.exp(power * np.log(rng.standard_exponential(n)) - gammaln(1 + power))
+    return np.asarray(np.cumsum(gaps) / rate)
+
+
+def weibull_shape(cv: float) -> float:
+    r"""Return the shape k of the Weibull law whose coefficient of variation is ``cv`` [-].
+
+    .. math:: 1 + c_v^2 = \frac{\Gamma(1 + 2/k)}{\Gamma(1 + 1/k)^2}
+
+    The right side falls from infinity to 1 as k rises, so there is one root; cv = 1 is k = 1, the exponential law.
+
+    Raises
+    ------
+    InputError
+        If ``cv`` does not lie in [0.0001, 1000]: rounding would show below.
+
+    Source
+    ------
+    The first two moments: Johnson, Kotz & Balakrishnan (1994), Continuous Univariate Distributions 1, ch. 21.
+
+    Examples
+    --------
+    >>> round(weibull_shape(1.0), 9), round(weibull_shape(5**0.5), 9)
+    (1.0, 0.5)
+    """
+    rule = "must be 0 or lie in [0.0001, 1000] for a Weibull law [-]"
+    require(1e-4 <= cv <= 1000, "cv", rule, cv, "0 is a clock, 1 a Poisson process.")
+
+    def excess(log_power: float) -> float:
+        power = math.exp(log_power)
+        return float(gammaln(1 + 2 * power) - 2 * gammaln(1 + power) - math.log1p(cv**2))
+
+    # for a small 1/k the left side is (pi/k)^2 / 6 to first order; 1/k = 12 is cv = 1644
+    least = math.log(min(cv, 1.0) / 10)
+    from scipy.optimize import brentq
+
+    return math.exp(-brentq(excess, least, math.log(12.0), xtol=1e-14, rtol=1e-14))
+
+
+def _check_renewal(rate: float, cv: float, n: int) -> None:
+    _check_rate(rate)
+    require(math.isfinite(cv) and cv >= 0, "cv", "must be finite and at least 0 [-]", cv, "1 is a Poisson process.")
+    require(n >= 1, "requests", "must be at least 1 [-]", n)
+
+
+def _check_rate(rate: float) -> None:
+    require(math.isfinite(rate) and rate > 0, "rate", "must be finite and above 0 [request/s]", rate)
+
+
+@dataclass(frozen=True, slots=True)
+class PiecewiseRates:
+    """A rate of arrivals that is constant on pieces of time: a day by the hour.
+
+    Raises
+    ------
+    InputError
+        If there is no piece, rates and durations differ in number, a rate is negative or a duration not above 0, or
+        all rates are 0.
+
+    Examples
+    --------
+    >>> PiecewiseRates((1.0, 4.0), (20.0, 10.0)).mean
+    2.0
+    """
+
+    rates: tuple[float, ...]  # of each piece [request/s]
+    durations: tuple[float, ...]  # of each piece [s]
+    repeat: bool = True  # begin again at the end, instead of stopping there
+
+    def __post_init__(self) -> None:
+        sizes = (len(self.rates), len(self.durations))
+        require(0 < sizes[0] == sizes[1], "rates", "must be at least one, with as many durations", sizes)
+        good = all(math.isfinite(r) and r >= 0 for r in self.rates) and any(r > 0 for r in self.rates)
+        require(good, "rates", "must be finite, at least 0 and not all 0 [request/s]", self.rates)
+        good = all(math.isfinite(d) and d > 0 for d in self.durations)
+        require(good, "durations", "must be finite and above 0 [s]", self.durations)
+
+    @property
+    def mean(self) -> float:
+        """Mean rate over the pieces [request/s]."""
+        return float(np.dot(self.rates, self.durations) / sum(self.durations))
+
+    def at(self, rate: float) -> PiecewiseRates:
+        """Return the same shape with another mean rate [request/s]; the durations stay."""
+        _check_rate(rate)
+        return PiecewiseRates(tuple(r * rate / self.mean for r in self.rates), self.durations, self.repeat)
+
+
+def piecewise(law: PiecewiseRates, n: int, rng: np.random.Generator) -> Floats:
+    r"""Return at most ``n`` arrival times of a Poisson process whose rate is piecewise constant [s].
+
+    .. math:: t_i = \Lambda^{-1}(S_i),\quad \Lambda(t) = \int_0^t r(u)\,du,\quad S_i = E_1 + \ldots + E_i
+
+    with independent standard exponential E: a change of time, exact, without thinning. Within a piece that begins at
+    :math:`b_j`, :math:`\Lambda^{-1}(s) = b_j + (s - \Lambda(b_j)) / r_j`. When the pieces repeat there are ``n``
+    arrivals; when they stop, those before their end, and at most ``n``.
+
+    Raises
+    ------
+    InputError
+        If ``n`` is not at least 1, or no request arrives before the end of pieces that do not repeat.
+
+    Source
+    ------
+    Cinlar (1975), Introduction to Stochastic Processes, ch. 4, section 7; Lewis & Shedler (1979), Naval Research
+    Logistics Quarterly 26, section 1.
+
+    Examples
+    --------
+    >>> night = PiecewiseRates((0.0, 5.0), (100.0, 50.0))
+    >>> bool((piecewise(night, 200, np.random.default_rng(0)) % 150 >= 100).all())
+    True
+    """
+    require(n >= 1, "requests", "must be at least 1 [-]", n)
+    begin = np.concatenate([[0.0], np.cumsum(law.durations)])
+    mass = np.concatenate([[0.0], np.cumsum(np.multiply(law.rates, law.durations))])  # Lambda where pieces begin
+    total = np.cumsum(rng.standard_exponential(n))
+    if not law.repeat:
+        total = total[total < mass[-1]]
+        require(total.size > 0, "rates", "must let a request arrive before they end", law.rates, "Let them repeat.")
+    round_, rest = np.divmod(total, mass[-1])
+    piece = np.minimum(np.searchsorted(mass, rest, side="right") - 1, len(law.rates) - 1)
+    within = (rest - mass[piece]) / np.asarray(law.rates)[piece]
+    return np.asarray(round_ * begin[-1] + begin[piece] + within)
 
 
 # Lengths
@@ -309,22 +491,37 @@ def open_loop(arrival: ArrayLike, prompt: Lengths, output: Lengths, rng: np.rand
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """A fixed number of clients, each with one request in flight.
+    """A fixed number of clients, each with one request in flight: the protocol of serving benchmarks.
+
+    All clients start at once, or spread evenly over ``start_over``. The requests are one queue: a client that is free
+    takes the next one, as under ``vllm bench serve --max-concurrency``. With a list of N requests for each client
+    instead, independent lengths make the same process in law until the first client has finished its list; from then
+    on clients drop out one by one, while the shared queue keeps all of them busy to its end. The two are the same
+    throughout only if all clients finish together, as with equal lengths.
 
     Raises
     ------
     InputError
-        If there is no client or no request, or the think time is negative.
+        If there is no client or no request, or a time is negative or not finite.
+
+    Source
+    ------
+    Closed and open loops: Schroeder, Wierman & Harchol-Balter (2006), Open Versus Closed, NSDI, section 2.
     """
 
     clients: int  # requests in flight [-]
     requests: int  # over all clients [-]
-    think_time: float = 0.0  # from a completion to the next request of the client [s]
+    think_time: float = 0.0  # mean, from a completion to the next request of the client [s]
+    exponential: bool = False  # exponential think times, instead of equal ones
+    start_over: float = 0.0  # client i of c sends its first request at i / c of this time [s]
 
     def __post_init__(self) -> None:
-        _check_loop(self.clients, self.think_time)
+        _check_clients(self.clients)
         require(self.clients >= 1, "clients", "must be at least 1 in a closed loop [-]", self.clients)
         require(self.requests >= 1, "requests", "must be at least 1 [-]", self.requests)
+        for name in ("think_time", "start_over"):
+            time = getattr(self, name)
+            require(math.isfinite(time) and time >= 0, name, "must be finite and at least 0 [s]", time)
 
 
 def closed_loop(spec: ClosedLoop, prompt: Lengths, output: Lengths, rng: np.random.Generator) -> Workload:
@@ -335,67 +532,33 @@ def closed_loop(spec: ClosedLoop, prompt: Lengths, output: Lengths, rng: np.rand
     >>> closed_loop(ClosedLoop(2, 5), FixedLengths(10), FixedLengths(5), np.random.default_rng(0)).clients
     2
     """
-    n = spec.requests
-    source = f"drawn: {spec}, {prompt}, {output}"
-    lengths = prompt.draw(n, rng), output.draw(n, rng)
-    return Workload(np.zeros(n), *lengths, source, clients=spec.clients, think_time=spec.think_time)
+    drawn = open_loop(np.zeros(spec.requests), prompt, output, rng)
+    return in_closed_loop(drawn, spec, rng)
 
 
-# Traces
-
-
-class _Columns(NamedTuple):
-    arrival: str
-    prompt: str
-    output: str
-
-
-_LAYOUTS = (
-    _Columns("arrived_at", "num_prefill_tokens", "num_decode_tokens"),  # Vidur
-    _Columns("TIMESTAMP", "ContextTokens", "GeneratedTokens"),  # Azure public dataset
-)
-
-
-def read_trace(path: str | Path, rate: float | None = None, limit: int | None = None, sort: bool = False) -> Workload:
-    """Return the requests of a CSV trace, times counted from the first arrival.
-
-    Parameters
-    ----------
-    path : str or Path
-        CSV with columns ``arrived_at`` [s], ``num_prefill_tokens``, ``num_decode_tokens`` (Vidur), or ``TIMESTAMP``
-        (date and time), ``ContextTokens``, ``GeneratedTokens`` (Azure). Other columns are ignored.
-    rate : float, optional
-        Stretch the time axis to this mean rate [request/s]; the pattern of the gaps stays.
-    limit : int, optional
-        Read only this many requests from the start.
-    sort : bool
-        Sort by time; without it a time before its predecessor is refused.
+def in_closed_loop(workload: Workload, spec: ClosedLoop, rng: np.random.Generator) -> Workload:
+    """Return the first requests of a workload, in their order, as clients send them.
 
     Raises
     ------
     InputError
-        If the file is missing, not text or empty, a column is missing, or a value is not what it must be; the line is
-        named.
+        If the workload has fewer requests than the loop sends.
 
     Examples
     --------
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
-    ...     _ = file.write("arrived_at,num_prefill_tokens,num_decode_tokens\\n7.0,100,10\\n9.0,50,20\\n")
-    ...     file.flush()
-    ...     read_trace(file.name, rate=4.0).arrival.tolist()
-    [0.0, 0.25]
+    >>> served = Workload([0.0, 1.0, 2.0], [10, 20, 30], [5, 5, 5])
+    >>> in_closed_loop(served, ClosedLoop(2, 3, 1.5, start_over=4.0), np.random.default_rng(0)).pauses.tolist()
+    [0.0, 2.0, 1.5]
     """
-    path = Path(path)
-    require(limit is None or limit >= 1, "limit", "must be at least 1 [requests]", limit)
-    rows = _rows(path, limit)
-    require(len(rows) > 0, "trace", "must hold at least one request", str(path), "The file has a header at most.")
-    if sort:
-        rows.sort(key=lambda row: row.arrival)
-    _check_order(rows)
-    arrival, prompt, output = (np.array([row[i] for row in rows], float) for i in (1, 2, 3))
-    trace = Workload(arrival - arrival[0], prompt, output, f"trace {path.name}, {len(rows)} requests")
-    return trace if rate is None else at_rate(trace, rate)
+    n, first = spec.requests, min(spec.clients, spec.requests)
+    require(n <= workload.requests, "requests", f"must be at most the {workload.requests} of the workload [-]", n)
+    think: float | Floats = spec.think_time
+    if spec.exponential or spec.start_over > 0:
+        later = rng.exponential(spec.think_time, n) if spec.exponential else np.full(n, spec.think_time)
+        think = np.concatenate([spec.start_over * np.arange(first) / spec.clients, later[first:]])
+    source = f"{workload.source}; {spec}".lstrip("; ")
+    cached = None if workload.cached is None else workload.cached[:n]
+    return Workload(np.zeros(n), workload.prompt[:n], workload.output[:n], source, spec.clients, think, cached)
 
 
 def at_rate(workload: Workload, rate: float) -> Workload:
@@ -411,74 +574,27 @@ def at_rate(workload: Workload, rate: float) -> Workload:
     >>> at_rate(Workload([0.0, 1.0, 4.0], [1, 1, 1], [1, 1, 1]), rate=1.0).arrival.tolist()
     [0.0, 0.5, 2.0]
     """
-    require(math.isfinite(rate) and rate > 0, "rate", "must be finite and above 0 [request/s]", rate)
+    _check_rate(rate)
     source = f"{workload.source}, stretched to {rate:g} request/s".lstrip(", ")
-    return Workload(workload.arrival * (workload.rate / rate), workload.prompt, workload.output, source)
+    times = workload.arrival * (workload.rate / rate)
+    return Workload(times, workload.prompt, workload.output, source, cached=workload.cached)
 
 
-class _Row(NamedTuple):
-    line: int
-    arrival: float
-    prompt: int
-    output: int
+def with_cached(workload: Workload, share: float) -> Workload:
+    """Return the workload with that share of each prompt cached, rounded down, its last token never.
 
+    Raises
+    ------
+    InputError
+        If the share is outside [0, 1].
 
-def _rows(path: Path, limit: int | None) -> list[_Row]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(islice(_parse(csv.reader(file), path), limit))
-    except FileNotFoundError:
-        refuse("trace", "must be a CSV file that exists", str(path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        refuse("trace", f"must be a readable CSV file ({error})", str(path))
-
-
-def _parse(lines: Iterator[list[str]], path: Path) -> Iterator[_Row]:
-    header = [name.strip() for name in next(lines, [])]
-    require(bool(header), "trace", "must hold a header and requests", str(path), "The file is empty.")
-    places = _places(header)
-    for number, cells in enumerate(lines, start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        require(len(cells) == len(header), f"trace line {number}", f"must have {len(header)} columns", ",".join(cells))
-        time, prompt, output = (cells[i].strip() for i in places)
-        yield _Row(number, _time(time, number), _count(prompt, number), _count(output, number))
-
-
-def _places(header: list[str]) -> tuple[int, int, int]:
-    layouts = [layout for layout in _LAYOUTS if set(layout) <= set(header)]
-    known = " or ".join(", ".join(layout) for layout in _LAYOUTS)
-    require(bool(layouts), "trace", "must have the columns of a known layout", ",".join(header), f"Known: {known}.")
-    arrival, prompt, output = (header.index(column) for column in layouts[0])
-    return arrival, prompt, output
-
-
-def _time(cell: str, line: int) -> float:
-    try:
-        time = float(cell)
-    except ValueError:
-        try:
-            date = datetime.fromisoformat(cell)
-            time = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-        except ValueError:
-            time = math.nan
-    ok = math.isfinite(time) and time >= 0
-    require(ok, f"trace line {line}, arrival", "must be a time of at least 0 [s] or a date", cell)
-    return time
-
-
-def _count(cell: str, line: int) -> int:
-    try:
-        tokens = float(cell)
-    except ValueError:
-        tokens = math.nan
-    ok = math.isfinite(tokens) and tokens >= 1 and tokens == int(tokens)
-    require(ok, f"trace line {line}, tokens", "must be a whole number of at least 1 [tokens]", cell, "Drop this line.")
-    return int(tokens)
-
-
-def _check_order(rows: list[_Row]) -> None:
-    for before, row in pairwise(rows):
-        if row.arrival < before.arrival:
-            rule = f"must not be before line {before.line} ({before.arrival:.6f} s)"
-            refuse(f"trace line {row.line}, arrival", rule, row.arrival, "Pass sort=True to sort by time.")
+    Examples
+    --------
+    >>> with_cached(Workload([0.0, 1.0], [10, 1], [5, 5]), 0.75).cached.tolist()
+    [7, 0]
+    """
+    require(0.0 <= share <= 1.0, "cached_prompt_share", "must lie in [0, 1] [-]", share, "Pass 0.5, not 50.")
+    w = workload
+    cached = np.minimum(np.floor(share * w.prompt), w.prompt - 1)
+    source = f"{w.source}; {share:g} of each prompt cached".lstrip("; ")
+    return Workload(w.arrival, w.prompt, w.output, source, w.clients, w.think_time, cached)

@@ -7,14 +7,17 @@ its records.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.stats import beta
 
 from simulator.engine import Records, StepTable, draft_rows
 from simulator.workload import Workload
+from theory.acceptance import BetaMixture, Iid
 from theory.specs import Limits
 
 WORD = 2**64
@@ -28,8 +31,9 @@ class Request:
     arrival: float
     prompt: int
     output: int
-    log_alpha: float
+    tail: list[float]  # P(accepted >= k) for k = 0, 1, ...
     name: int  # of its draws
+    cached: int = 0  # prompt tokens that need no computing
     admitted: float = math.nan
     first_token: float = math.nan
     completion: float = math.nan
@@ -84,6 +88,10 @@ class Reference:
         """Tokens that a request may hold in the KV cache."""
         return r.prompt + (r.output - 1 + self.longest if r.output > 1 else 0)
 
+    def too_large(self, r: Request) -> bool:
+        """Whether a request would not fit alone."""
+        return self.needed(self.most(r)) > self.blocks
+
     def need(self, r: Request) -> int:
         """KV blocks for which admission waits."""
         return self.needed(self.most(r) if self.limits.rules.reserve_output else r.target)
@@ -103,7 +111,8 @@ class Reference:
     def finish(self, at: float) -> None:
         """A client of a closed loop sends its next request."""
         if self.work.clients and self.unsent:
-            self.send(self.unsent.popleft(), at + self.work.think_time)
+            request = self.unsent.popleft()
+            self.send(request, at + float(self.work.pauses[request.index]))
 
     def arrive(self) -> None:
         """Requests join the queue, or are refused."""
@@ -114,7 +123,7 @@ class Reference:
             if r.arrival > self.now:
                 break
             self.coming.popleft()
-            if self.needed(self.most(r)) > self.blocks:
+            if self.too_large(r):
                 r.refused = True
                 self.finish(r.arrival)
             else:
@@ -154,6 +163,7 @@ class Reference:
         """The head of the queue gets a slot and blocks."""
         r = self.waiting.popleft()
         r.blocks = self.need(r)
+        r.computed = r.cached
         self.running.append(r)
         return r
 
@@ -259,14 +269,39 @@ def mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def uniform(name: int, turn: int) -> float:
+    """A number in (0, 1)."""
+    return ((mix(name ^ turn) >> 12) + 0.5) / 2**52
+
+
 def accepted(r: Request, gamma: int) -> int:
-    """Drafts accepted in the next round of r: the capped geometric law by inversion."""
-    if r.log_alpha == -math.inf:
-        return 0
-    if r.log_alpha == 0.0:
-        return gamma
-    u = ((mix(r.name ^ r.rounds) >> 12) + 0.5) / 2**52
-    return min(gamma, math.floor(math.log(u) / r.log_alpha))
+    """Drafts accepted in the next round of r: the law of its accepted drafts by inversion."""
+    u = uniform(r.name, r.rounds)
+    return sum(u <= r.tail[k] for k in range(1, gamma + 1))
+
+
+def all_requests(work: Workload, alpha: Any, seed: int, longest: int) -> list[Request]:
+    """The requests of a workload; ``alpha`` is a number or a law."""
+    key = mix(seed % WORD)
+    cached = [0] * work.requests if work.cached is None else work.cached.tolist()
+    found = []
+    for i, (at, prompt, output) in enumerate(zip(work.arrival, work.prompt, work.output, strict=True)):
+        name = mix(key ^ i)
+        law = alpha if hasattr(alpha, "survival") else Iid(alpha)
+        if isinstance(law, BetaMixture):  # each request has its own alpha
+            law = Iid(float(beta.ppf(uniform(name, WORD - 1), law.a, law.b)))
+        tail = law.survival(longest).tolist()
+        found.append(Request(i, 0.0 if work.clients else float(at), int(prompt), int(output), tail, name, cached[i]))
+    return found
+
+
+def new_engine(
+    kind: type[Any], work: Workload, table: StepTable, limits: Limits, kv_tokens: int, schedule: int | list[int]
+) -> Any:
+    """A replica at rest."""
+    rows = draft_rows(schedule, table, limits).tolist()
+    longest = int(table.draft_lengths[rows].max())
+    return kind(work, table, limits, kv_tokens // limits.block_size, rows, longest)
 
 
 def reference(
@@ -275,21 +310,17 @@ def reference(
     limits: Limits,
     kv_tokens: int,
     schedule: int | list[int] = 0,
-    alpha: float = 0.0,
+    alpha: Any = 0.0,
     seed: int = 0,
 ) -> tuple[Records, float]:
     """Return the records of a run, and how close an arrival came to the end of a step without being at it [s]."""
-    log_alpha = math.log(alpha) if alpha > 0 else -math.inf
-    rows = draft_rows(schedule, table, limits).tolist()
-    key = mix(seed % WORD)
-    requests = [
-        Request(i, 0.0 if work.clients else float(at), int(prompt), int(output), log_alpha, mix(key ^ i))
-        for i, (at, prompt, output) in enumerate(zip(work.arrival, work.prompt, work.output, strict=True))
-    ]
+    longest = int(table.draft_lengths[draft_rows(schedule, table, limits)].max())
+    requests = all_requests(work, alpha, seed, longest)
     sent = work.clients or len(requests)
-    longest = int(table.draft_lengths[rows].max())
-    engine = Reference(work, table, limits, kv_tokens // limits.block_size, rows, longest)
-    engine.coming, engine.unsent = deque(requests[:sent]), deque(requests[sent:])
+    engine = new_engine(Reference, work, table, limits, kv_tokens, schedule)
+    engine.unsent = deque(requests[sent:])
+    for request in requests[:sent]:
+        engine.send(request, float(work.pauses[request.index]) if work.clients else request.arrival)
     batch_s = [0.0] * (limits.max_num_seqs + 1)
     while engine.coming or engine.waiting or engine.running:
         if not engine.waiting and not engine.running:
@@ -299,6 +330,129 @@ def reference(
         if engine.waiting or engine.running:
             engine.step(batch_s)
     return records(engine, requests, np.array(batch_s)), engine.closest
+
+
+class Replica(Reference):
+    """One of several: a client sends its next request to the tier, not to the replica that served it."""
+
+    tier: Tier
+
+    def finish(self, at: float) -> None:
+        """Tell the tier."""
+        self.tier.finish(at)
+
+
+@dataclass
+class Tier:
+    """Replicas behind a router, moved one step at a time, always the one whose next step begins first."""
+
+    replicas: list[Replica]
+    ready: list[float]  # when each has its model, ascending [s]
+    routing: str
+    draws: list[float]  # of random routing
+    pauses: list[float]  # of a closed loop, before each request; else nothing [s]
+    coming: list[Request]  # known, by arrival
+    unsent: deque[Request]  # of a closed loop
+    ended: list[float] = field(default_factory=list)  # when clients are set free, ascending [s]
+    given: dict[int, list[Request]] = field(default_factory=dict)  # by replica, refused ones included
+    closest: float = math.inf  # least distance of an arrival from a completion that it was not at exactly [s]
+
+    def finish(self, at: float) -> None:
+        """A client of a closed loop will be free."""
+        insort(self.ended, at)
+
+    def send(self, request: Request, at: float) -> None:
+        """A request becomes known; ties keep the order of sending."""
+        request.arrival = at
+        insort(self.coming, request, key=lambda r: r.arrival)
+
+    def turn(self) -> int:
+        """Arrivals so far."""
+        return sum(len(given) for given in self.given.values())
+
+    def outstanding(self, replica: int, at: float) -> int:
+        """Requests that a replica was given and has not completed by then."""
+        given = [r for r in self.given[replica] if not r.refused]
+        ends = [r.completion for r in given if not math.isnan(r.completion)]
+        self.closest = min([self.closest, *(abs(end - at) for end in ends if end != at)])
+        return len(given) - sum(end <= at for end in ends)
+
+    def choose(self, at: float) -> int:
+        """Who gets the next arrival."""
+        among = [k for k, ready in enumerate(self.ready) if ready <= at] or list(range(len(self.ready)))
+        turn = self.turn()
+        if self.routing == "round-robin":
+            return among[turn % len(among)]
+        if self.routing == "random":
+            return among[math.floor(self.draws[turn] * len(among))]
+        return min(among, key=lambda k: (self.outstanding(k, at), k))
+
+    def run(self, batch_s: list[list[float]]) -> None:
+        """All requests."""
+        while True:
+            begins = [(e.now, k) for k, e in enumerate(self.replicas) if e.waiting or e.running or e.coming]
+            begin = min(begins)[0] if begins else math.inf
+            arrival = self.coming[0].arrival if self.coming else math.inf
+            if self.unsent and self.ended and self.ended[0] <= min(arrival, begin):
+                at, request = self.ended.pop(0), self.unsent.popleft()
+                self.send(request, at + self.pauses[request.index])
+            elif self.coming and arrival <= begin:
+                self.hand_over(self.coming.pop(0))
+            elif begins:
+                _, k = min(begins)
+                self.replicas[k].arrive()
+                if self.replicas[k].waiting or self.replicas[k].running:
+                    self.replicas[k].step(batch_s[k])
+            else:
+                return
+
+    def hand_over(self, request: Request) -> None:
+        """Refuse a request, or give it to a replica."""
+        k = self.choose(request.arrival)
+        engine = self.replicas[k]
+        self.given[k].append(request)
+        if engine.too_large(request):
+            request.refused = True
+            self.finish(request.arrival)
+            return
+        if not (engine.waiting or engine.running or engine.coming):
+            engine.now = max(engine.now, request.arrival)
+        engine.coming.append(request)
+
+
+def reference_tier(
+    work: Workload,
+    table: StepTable,
+    limits: Limits,
+    kv_tokens: int,
+    ready: list[float],
+    routing: str,
+    schedule: int | list[int] = 0,
+    alpha: Any = 0.0,
+    seed: int = 0,
+    draws: list[float] | None = None,
+) -> tuple[list[tuple[list[int], Records]], float]:
+    """Return, of each replica that was given a request, which ones and their records; and as :func:`reference`."""
+    longest = int(table.draft_lengths[draft_rows(schedule, table, limits)].max())
+    requests = all_requests(work, alpha, seed, longest)
+    sent = work.clients or len(requests)
+    pauses = work.pauses.tolist() if work.clients else []
+    tier = Tier([], ready, routing, draws or [], pauses, [], deque(requests[sent:]))
+    for request in requests[:sent]:
+        tier.send(request, pauses[request.index] if work.clients else request.arrival)
+    for start in ready:
+        replica = new_engine(Replica, work, table, limits, kv_tokens, schedule)
+        replica.now, replica.tier = start, tier
+        tier.given[len(tier.replicas)] = []
+        tier.replicas.append(replica)
+    batch_s = [[0.0] * (limits.max_num_seqs + 1) for _ in ready]
+    tier.run(batch_s)
+    found = []
+    for k, (replica, busy) in enumerate(zip(tier.replicas, batch_s, strict=True)):
+        given = sorted(tier.given[k], key=lambda r: r.index)
+        if given:
+            found.append(([r.index for r in given], records(replica, given, np.array(busy))))
+    return found, min(tier.closest, *(replica.closest for replica in tier.replicas))
 
 
 PER_REQUEST = (

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,18 +28,23 @@ from theory.cascade import (
     relative_lambda,
     single_tiers,
     solve,
+    tiers_in_use,
     two_tier_escalates,
+    verifier_price,
 )
 from theory.errors import InfeasibleError, InputError
 from theory.outcomes import (
     Array,
     Outcomes,
     accuracy,
+    by_covariate,
     draw,
+    draw_covariate,
     from_patterns,
     from_samples,
     with_binormal_signal,
     with_verifier,
+    without_covariate,
     without_signal,
 )
 
@@ -76,13 +82,15 @@ def worth(lam: float, cost: Array | float, quality: Array | float) -> Array:
 # ---------------------------------------------------------------- every rule there is
 
 
-def every_rule(outcomes: Outcomes, costs: Array, recall: bool) -> Array:
-    """Return (cost, quality) of every deterministic rule, (rules, 2), by enumeration: nothing is ever maximised."""
+def every_rule(outcomes: Outcomes, costs: Array, recall: bool, abstain: bool = False, wrong: float = 0.0) -> Array:
+    """Return (cost, net quality) of every deterministic rule, (rules, 2), by enumeration: nothing is ever maximised."""
     K, L = len(outcomes.tiers), outcomes.levels
     spent = np.broadcast_to(costs, outcomes.correct.shape)
+    net = outcomes.correct - wrong * (1 - outcomes.correct)
 
     def from_here(run: tuple[int, ...], mass: Array) -> Array:
-        rules = [[0.0, mass @ outcomes.correct[:, k]] for k in (run if recall else run[-1:])]
+        rules = [[0.0, mass @ net[:, k]] for k in (run if recall else run[-1:])]
+        rules += [[0.0, 0.0]] if abstain else []
         for j in range(run[-1] + 1 if run else 0, K):
             after = [from_here((*run, j), mass * outcomes.signal[:, j, level]) for level in range(L)]
             for combination in itertools.product(*after):
@@ -90,7 +98,8 @@ def every_rule(outcomes: Outcomes, costs: Array, recall: bool) -> Array:
                 rules.append([cost + mass @ spent[:, j], quality])
         return np.array(rules)
 
-    return from_here((), outcomes.weight)
+    each = [from_here((), outcomes.weight * outcomes.covariate[:, x]) for x in range(outcomes.covariates)]
+    return np.array([np.sum(combination, axis=0) for combination in itertools.product(*each)])
 
 
 def test_the_enumeration_is_complete() -> None:
@@ -110,6 +119,119 @@ def test_no_rule_is_worth_more(seed: int, recall: bool) -> None:
         assert worth(lam, value.cost, value.quality) == pytest.approx(values.max(), abs=1e-9)
         equally_good = values >= values.max() - 1e-10
         assert value.cost == pytest.approx(rules[equally_good, 0].min(), abs=1e-7)  # of equals the cheapest
+
+
+def known_beforehand(seed: int) -> tuple[Outcomes, Array]:
+    """A random case of up to two tiers with a covariate of two values, certain or not in each row."""
+    outcomes, costs = random_case(seed, tiers=1 + seed % 2)
+    rng = np.random.default_rng(seed)
+    rows = len(outcomes.weight)
+    known = rng.dirichlet([0.5, 0.5], rows) if seed % 3 else np.eye(2)[rng.integers(0, 2, rows)]
+    return replace(outcomes, covariate=known), costs
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.booleans(), st.booleans(), st.sampled_from([0.0, 0.4, 3.0]))
+def test_no_rule_with_a_covariate_is_worth_more(seed: int, recall: bool, abstain: bool, wrong: float) -> None:
+    outcomes, costs = known_beforehand(seed)
+    rules = every_rule(outcomes, costs, recall, abstain, wrong)
+    curve = frontier(outcomes, costs, recall=recall, abstain=abstain, wrong=wrong)
+    for lam in LAMBDAS:
+        policy = solve(outcomes, costs, lam, recall=recall, abstain=abstain, wrong=wrong)
+        value = evaluate(policy, outcomes, costs)
+        net = value.quality - wrong * value.wrong
+        best = worth(lam, rules[:, 0], rules[:, 1]).max()
+        assert worth(lam, value.cost, net) == pytest.approx(best, abs=1e-9)
+        vertex = curve.at_lambda(lam)
+        assert worth(lam, vertex.cost, vertex.quality) == pytest.approx(best, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seeds, st.floats(0.5, 60.0))
+def test_routing_and_cascades_are_two_ends_of_one_programme(seed: int, lam: float) -> None:
+    """A router picks for each x the tier with the largest lambda P(right | x) - c; both together are worth no less."""
+    rng = np.random.default_rng(seed)
+    tables = [random_case(int(s), tiers=3, levels=2)[0] for s in rng.integers(0, 2**31, 3)]
+    share = rng.dirichlet(np.ones(3))
+    outcomes, costs = by_covariate(tables, share), rng.uniform(0.1, 9.0, 3)
+
+    def value(of: Outcomes) -> float:
+        found = evaluate(solve(of, costs, lam), of, costs)
+        return lam * found.quality - found.cost
+
+    routed = sum(p * max(lam * accuracy(t) - costs) for p, t in zip(share, tables, strict=True))
+    assert value(without_signal(outcomes)) == pytest.approx(routed, abs=1e-9)
+    both = value(outcomes)
+    assert both == pytest.approx(sum(p * value(t) for p, t in zip(share, tables, strict=True)), abs=1e-9)
+    assert both >= max(routed, value(without_covariate(outcomes))) - 1e-9
+
+
+def test_a_covariate_is_seen_before_any_tier_and_not_after() -> None:
+    """Hopeless requests known beforehand go to the cheap tier; the same knowledge as a signal of 13b comes too late."""
+    easy, hard = (from_patterns(("a", "b"), p) for p in ({"11": 1.0}, {"00": 1.0}))
+    known = by_covariate((easy, hard), (0.5, 0.5))
+    value = evaluate(solve(known, (1.0, 2.0), 3.0, abstain=True), known, (1.0, 2.0))
+    assert (value.cost, value.quality) == (0.5, 0.5)
+    shown = with_verifier(without_covariate(known), 1.0, 0.0)
+    assert evaluate(solve(shown, (1.0, 2.0), 3.0, abstain=True), shown, (1.0, 2.0)).cost == 1.0
+
+
+def test_execution_with_a_covariate_agrees_with_evaluation() -> None:
+    """Draw, follow, compare within 99.9 %; with the covariates of other requests the figures are outside."""
+    parts = [with_binormal_signal(from_patterns(TIERS, {**GSM8K, "000": n}), 0.8, 4) for n in (10, 3000)]
+    outcomes, n, rng = by_covariate(parts, (0.7, 0.3)), 100_000, np.random.default_rng(5)
+    policy = solve(outcomes, COSTS, 25.0)
+    value = evaluate(policy, outcomes, COSTS)
+    row, level = draw(outcomes, n, rng)
+    known = draw_covariate(outcomes, row, rng)
+
+    def consistent(covariate: np.ndarray) -> bool:
+        visited, answer = execute(policy, level, covariate)
+        samples = np.column_stack([visited @ np.array(COSTS), outcomes.correct[row, answer]])
+        spread = norm.ppf(1 - 0.0005 / 2) * samples.std(axis=0) / math.sqrt(n)
+        return bool(np.all(np.abs(samples.mean(axis=0) - (value.cost, value.quality)) <= spread))
+
+    assert consistent(known)
+    assert not consistent(rng.permutation(known))
+
+
+@settings(deadline=None, max_examples=20)
+@given(seeds, st.sampled_from([2.0, 15.0, 80.0]))
+def test_all_tiers_are_worth_the_best_of_their_subsets(seed: int, lam: float) -> None:
+    outcomes, costs = random_case(seed, tiers=3)
+
+    def value(at: tuple[int, ...]) -> float:
+        part = replace(
+            outcomes,
+            tiers=tuple(outcomes.tiers[k] for k in at),
+            correct=outcomes.correct[:, at],
+            signal=outcomes.signal[:, at],
+        )
+        found = evaluate(solve(part, costs[..., at], lam), part, costs[..., at])
+        return lam * found.quality - found.cost
+
+    subsets = [at for n in (1, 2, 3) for at in itertools.combinations(range(3), n)]
+    assert value((0, 1, 2)) == pytest.approx(max(map(value, subsets)), abs=1e-9)
+
+
+def test_a_tier_that_is_never_the_best_stop_is_dropped() -> None:
+    """Right only where the small tier is, and dearer: no lambda ever runs it; a little cheaper than it helps: it is."""
+    outcomes = with_verifier(from_patterns(TIERS, {"111": 0.6, "001": 0.3, "000": 0.1}), 1.0, 0.0)
+    assert tiers_in_use(frontier(outcomes, COSTS), outcomes, COSTS) == ("13b", "70b")
+    useful = with_verifier(from_patterns(TIERS, GSM8K), 1.0, 0.0)
+    assert tiers_in_use(frontier(useful, COSTS), useful, COSTS) == TIERS
+
+
+def test_keeping_back_an_answer_that_is_likely_wrong() -> None:
+    """An answer of probability p is returned iff p >= theta / (1 + theta)."""
+    outcomes = with_verifier(from_patterns(("a",), {"1": 0.5, "0": 0.5}), 0.8, 0.2)  # p = 0.8 or 0.2
+    for theta, answered in ((0.2, 1.0), (0.3, 0.5), (3.9, 0.5), (4.1, 0.0)):
+        value = evaluate(solve(outcomes, (0.0,), 10.0, abstain=True, wrong=theta), outcomes, (0.0,))
+        assert value.answers.sum() == pytest.approx(answered)
+        assert value.wrong == pytest.approx(value.answers.sum() - value.quality)
+    kept = solve(outcomes, (0.0,), 10.0, abstain=True, wrong=1.0)
+    assert kept.action(1, [0]) == Move("abstain", -1)
+    assert solve(outcomes, (0.0,), 10.0, wrong=9.0).action(1, [0]).kind == "answer"  # where an answer must be given
 
 
 @settings(deadline=None, max_examples=15)
@@ -147,7 +269,7 @@ def test_evaluate_is_the_sum_over_rows_and_signals(seed: int) -> None:
         states = slice(policy.offset[mask], policy.offset[mask] + L ** mask.bit_count())
         table[states] = rng.choice(legal, L ** mask.bit_count())
     policy = Policy(policy.tiers, policy.levels, table)
-    total = {"cost": 0.0, "quality": 0.0, "visits": np.zeros(K), "answers": np.zeros(K)}
+    total = {"cost": 0.0, "quality": 0.0, "visits": np.zeros(K), "answers": np.zeros(K), "stops": np.zeros(K)}
     for row, weight in enumerate(outcomes.weight):
         for levels in itertools.product(range(L), repeat=K):
             mass = weight * math.prod(outcomes.signal[row, k, level] for k, level in enumerate(levels))
@@ -156,6 +278,7 @@ def test_evaluate_is_the_sum_over_rows_and_signals(seed: int) -> None:
             total["quality"] += mass * outcomes.correct[row, answer]
             total["visits"] += mass * np.isin(np.arange(K), run)
             total["answers"] += mass * (np.arange(K) == answer)
+            total["stops"] += mass * (np.arange(K) == run[-1])
     value = evaluate(policy, outcomes, costs)
     for name, expected in total.items():
         assert getattr(value, name) == pytest.approx(expected, abs=1e-12)
@@ -298,6 +421,29 @@ def test_recall_is_never_worse(seed: int) -> None:
         assert lam * held.quality - held.cost >= lam * last.quality - last.cost - 1e-9
 
 
+@settings(deadline=None, max_examples=15)
+@given(seeds, st.sampled_from([3.0, 30.0]))
+def test_a_verifier_is_bought_up_to_its_value_of_information(seed: int, lam: float) -> None:
+    """Below the price the programme is better off with it, above without; blind it is worth nothing."""
+    outcomes, costs = random_case(seed, tiers=2, levels=2)
+    price = verifier_price(outcomes, costs, lam, 0)
+
+    def value(of: Outcomes, paid: Array) -> float:
+        found = evaluate(solve(of, paid, lam), of, paid)
+        return lam * found.quality - found.cost
+
+    signal = outcomes.signal.copy()
+    signal[:, 0] = (1.0, 0.0)
+    blind = replace(outcomes, signal=signal)
+    without, first = value(blind, costs), np.array([1.0, 0.0])
+    if price > 1e-6:
+        assert value(outcomes, costs + 0.99 * price * first) > without
+        assert value(outcomes, costs + 1.01 * price * first) <= without + 1e-9
+    else:
+        assert value(outcomes, costs) == pytest.approx(without, abs=1e-6)
+    assert verifier_price(blind, costs, lam, 0) == 0.0
+
+
 def test_recall_returns_the_better_answer() -> None:
     """Prompts that the large model alone gets wrong: a verified rejection falls back on the small model's answer."""
     outcomes = with_verifier(from_patterns(("a", "b"), {"10": 0.3, "01": 0.7}), [0.5, 1.0], [0.5, 0.0])
@@ -345,11 +491,20 @@ def test_two_tiers_follow_the_closed_form(seed: int, lam: float) -> None:
     outcomes = Outcomes(("a", "b"), rng.dirichlet(np.ones(6)), np.round(rng.random((6, 2))), signal)
     costs = (0.0, float(rng.uniform(0.1, 9)))  # the first tier is free, so that it always runs
     policy = solve(outcomes, costs, lam, recall=False)
-    expected = two_tier_escalates(outcomes, costs[1], lam)
+    expected = two_tier_escalates(outcomes, costs[1], lam)[0]
     if policy.first == Move("run", 0):
         assert [policy.action(1, [s]).kind == "run" for s in range(4)] == expected.tolist()
     else:
         assert expected.all()  # skipping a free tier is right only where everything escalates
+
+
+def test_two_tiers_whose_failures_cost_more() -> None:
+    """The second tier is dearer on the rows that show level 0: its mean cost given the level decides."""
+    table = Outcomes(("a", "b"), [0.5, 0.5], [[0, 1], [0, 1]], [[[1, 0], [1, 0]], [[0, 1], [1, 0]]])
+    spent = np.array([9.0, 3.0])
+    assert two_tier_escalates(table, spent, 5.0).tolist() == [[False, True]]
+    policy = solve(table, np.column_stack([[0.0, 0.0], spent]), 5.0, recall=False)
+    assert [policy.action(1, [s]).kind for s in (0, 1)] == ["answer", "run"]
 
 
 @settings(deadline=None, max_examples=60)
@@ -499,7 +654,17 @@ def curve() -> Frontier:
         (lambda: evaluate(solve(gsm8k(), COSTS, 1), gsm8k(levels=3), COSTS), r"`outcomes` must have 6 levels; got 3"),
         (lambda: solve(gsm8k(), COSTS, 1).action(8, []), r"`run_mask` must have bits among 3 tiers; got 8"),
         (lambda: solve(gsm8k(), COSTS, 1).action(1, [6]), r"`signals` must be one level in 0\.\.5 for each of the 1"),
+        (lambda: solve(gsm8k(), COSTS, 1).action(1, [0], 1), r"`covariate` must lie in 0\.\.0; got 1"),
+        (lambda: solve(gsm8k(), COSTS, 1, wrong=-1.0), r"`wrong` must be finite and at least 0"),
+        (
+            lambda: execute(
+                solve(by_covariate([gsm8k(), gsm8k()], [0.5, 0.5]), COSTS, 1), np.zeros((2, 3), dtype=np.intp)
+            ),
+            r"`covariate` must hold 2 integers in 0\.\.1; got None",
+        ),
         (lambda: execute(solve(gsm8k(), COSTS, 1), np.zeros((1, 2), dtype=np.intp)), r"`levels` must have 3 columns"),
+        (lambda: verifier_price(gsm8k(), COSTS, math.inf, 0), r"`lam` must be finite"),
+        (lambda: verifier_price(gsm8k(), COSTS, 1.0, 3), r"`tier` must lie in 0\.\.2; got 3"),
         (lambda: relative_lambda(5.0, 0.0), r"`top_cost` must be above 0"),
         (lambda: two_tier_escalates(gsm8k(), 1.0, 1.0), r"`outcomes` must have two tiers"),
         (lambda: pandora_index([0.5], [0.0], 1.0), r"`cost` must be finite and above 0"),

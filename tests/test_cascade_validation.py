@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from calibration.cascade_validation import hull_area, upper_hull, validate_cascade
+from calibration import cascade_validation as cv
+from calibration.cascade_validation import hull_area, upper_hull, validate_cascade, validate_group
+from calibration.quality_readers import Samples, read_quality
 from theory.errors import InputError
 
 QUALITY = Path(__file__).resolve().parents[2] / "shared" / "data" / "quality"
@@ -43,10 +45,27 @@ def table(path: Path, n: int, seed: int, informative: bool = True) -> Path:
     return path
 
 
+def synthetic(n: int, seed: int) -> Samples:
+    """Return prompts of the same law as arrays."""
+    rng = np.random.default_rng(seed)
+    ease = rng.normal(0, 1.5, (n, 1))
+    logit = ease + np.array([0.6, 1.6, 2.2]) + rng.normal(0, 0.7, (n, 3))
+    right = (rng.random((n, 3)) < expit(2 * logit)).astype(float)
+    cost = np.tile([1.0, 4.0, 12.0], (n, 1))
+    return Samples(
+        "toy", "confidence", "USD", ("a", "b", "c"), tuple(map(str, range(n))), right, expit(3 * logit), cost
+    )
+
+
 @pytest.fixture(scope="module")
 def informed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    result: dict[str, Any] = validate_cascade(table(tmp_path_factory.mktemp("q") / "toy.csv", 1000, 0))["by_group"][0]
-    return result
+    return once(table(tmp_path_factory.mktemp("q") / "toy.csv", 1000, 0))
+
+
+def once(path: Path) -> dict[str, Any]:
+    """Return the entry of the only group, from one division into folds."""
+    (group,) = read_quality(path)
+    return validate_group(group, np.random.default_rng(0), repeats=1)
 
 
 def test_areas_are_in_order(informed: dict[str, Any]) -> None:
@@ -64,16 +83,38 @@ def test_plan_is_kept_on_prompts_it_did_not_see(informed: dict[str, Any]) -> Non
     assert informed["ece"] < 0.03 < informed["ece_raw"]
 
 
-def test_result_is_json_and_repeatable(tmp_path: Path) -> None:
-    path = table(tmp_path / "toy.csv", 120, 1)
-    first, second = (json.dumps(validate_cascade(path, seed=3), allow_nan=False) for _ in range(2))
-    assert first == second
-    assert first != json.dumps(validate_cascade(path, seed=4))
+def test_intervals_of_the_prediction_cover_what_other_prompts_show() -> None:
+    """Over many tables; half the width must cover too little."""
+    inside, close = [], []
+    for seed in range(4):
+        samples = synthetic(400, seed)
+        for fold in range(2):
+            train = np.flatnonzero(np.arange(400) % 2 == fold)
+            test = np.flatnonzero(np.arange(400) % 2 != fold)
+            planned, expected, width = cv.Fitted(samples, train, cv.RECIPES[2]).plans(test)
+            off = np.abs(np.stack([planned.cost.mean(axis=1), planned.quality.mean(axis=1)], axis=1) - expected)
+            inside.append(off <= width)
+            close.append(off <= width / 2)
+    assert 0.88 <= np.mean(inside) <= 1.0
+    assert np.mean(close) < 0.85
+
+
+def test_result_is_json_and_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RECIPES", cv.RECIPES[:2]), ("LEVELS", 6), ("RESAMPLES", 20)):
+        monkeypatch.setattr(cv, name, value)  # keep it short
+    result = validate_cascade(table(tmp_path / "toy.csv", 80, 1), seed=3)
+    json.dumps(result, allow_nan=False)
+    assert (result["repeats"], len(result["by_group"])) == (3, 1)
+    small = synthetic(80, 1)
+    first, second, other = (
+        json.dumps(validate_group(small, np.random.default_rng(s), repeats=1), allow_nan=False) for s in (3, 3, 4)
+    )
+    assert first == second != other
 
 
 def test_noise_gains_nothing_over_single_models(tmp_path: Path) -> None:
     """Negative control: if test prompts leaked into the fit, scores of pure noise would seem to help."""
-    area = validate_cascade(table(tmp_path / "toy.csv", 600, 2, informative=False))["by_group"][0]["area"]
+    area = once(table(tmp_path / "toy.csv", 400, 2, informative=False))["area"]
     assert area["policy"] < area["singles"] + 0.04
 
 
@@ -103,7 +144,7 @@ def test_real_prompts(tmp_path: Path) -> None:
     everything = pd.read_csv(QUALITY / "zellinger_cascades.csv.gz")
     some = everything[(everything["dataset"] == "mmlu") & (everything["chain"] == "llama")]
     some.to_csv(tmp_path / "mmlu.csv", index=False)
-    group = validate_cascade(tmp_path / "mmlu.csv")["by_group"][0]
+    group = once(tmp_path / "mmlu.csv")
     assert group["n"] == 1816
     assert group["area"]["singles"] == pytest.approx(0.791, abs=0.001)  # as computed independently
     assert group["area"]["pairwise"] == pytest.approx(0.855, abs=0.003)

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import isotonic_regression, linprog
 
-from calibration.fit import BLOCKS, WeakDataError, allreduce_curves, fit_profile, predict
+from calibration.fit import BLOCKS, WeakDataError, allreduce_curves, fit_profile, predict, rising_median
 from calibration.profiles import FOLDER, available_profiles, load_profile, save_profile, transfer
 from calibration.readers import Kernels, empty_kernels
 from theory.catalog import accelerator
@@ -147,6 +150,46 @@ def test_allreduce_curves_never_fall() -> None:
     times = [t for _, t in knots]
     assert times == sorted(times)
     assert min(times) > 0
+
+
+def least_absolute_error(values: np.ndarray, weights: np.ndarray) -> float:
+    """Return the smallest weighted absolute error of a sequence that never falls, by linear programming."""
+    n = values.size
+    eye, cost = np.eye(n), np.concatenate([np.zeros(n), weights])
+    falls = np.hstack([(np.eye(n) - np.eye(n, k=1))[:-1], np.zeros((n - 1, n))])
+    above, below = np.hstack([eye, -eye]), np.hstack([-eye, -eye])
+    bound = np.concatenate([values, -values, np.zeros(n - 1)])
+    return float(linprog(cost, np.vstack([above, below, falls]), bound, bounds=(0, None)).fun)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 5)), min_size=2, max_size=12))
+def test_rising_median_has_the_least_absolute_error(rows: list[tuple[float, float]]) -> None:
+    values, weights = np.array(rows).T
+    risen = rising_median(values, weights)
+    assert (np.diff(risen) >= 0).all()
+    error = float(np.sum(weights * np.abs(risen - values)))
+    assert error == pytest.approx(least_absolute_error(values, weights), rel=1e-6, abs=1e-9)
+
+
+def test_rising_mean_has_not() -> None:
+    values = np.array([1.0, 9.0, 2.0, 3.0, 4.0])
+    mean = isotonic_regression(values).x
+    assert np.abs(mean - values).sum() > least_absolute_error(values, np.ones(5)) + 0.1
+
+
+def test_partly_filled_waves_of_attention_are_found_where_rows_show_them() -> None:
+    """108 SMs: 256 heads end in a wave that is far from full; 132 SMs: heads in powers of two fill theirs."""
+    truth = replace(TRUTH, kv_wave=0.3, kv_split=2.0, kv_split_ungrouped=2.0)
+    rows = attention_rows()[0]
+    (block,) = (b for b in BLOCKS if b.name == "decode")
+    for name, seen in (("a100-80g-sxm", True), ("h100-sxm", False)):
+        gpu = accelerator(name)
+        time = predict(block, rows, gpu, truth) * np.exp(np.random.default_rng(5).normal(0, 0.02, len(rows)))
+        only = empty_kernels("made", decode=rows.assign(time=time))
+        fit = fit_profile(only, gpu, "made", "test", replace(truth, kv_wave=0.0), HELD)
+        assert ("kv_wave" in fit.parameters) is seen
+        assert not seen or fit.efficiency.kv_wave == pytest.approx(0.3, abs=0.06)
 
 
 # --- profiles --------------------------------------------------------------------------------------------------------

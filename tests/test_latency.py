@@ -107,6 +107,27 @@ def test_kv_cache_is_read_at_memory_bandwidth_when_it_is_large() -> None:
     assert float(more - base) == pytest.approx(read / (H100.bandwidth * e.kv_bandwidth), rel=1e-6)
 
 
+def test_a_partly_filled_wave_of_attention_costs_its_share_of_a_whole_one() -> None:
+    """Twice 132 blocks make a wave: one sequence more starts the next, which costs kv_wave of a whole one."""
+    e = Efficiency(kv_wave=0.4, kv_stream=40.0)
+    full, over, twice = (
+        float(decode_attention_time(b, 1, 8000, 8, 8, 128, H100, e)) - e.attention_start for b in (33, 34, 66)
+    )
+    assert twice == pytest.approx(2 * full, rel=1e-9)
+    assert over == pytest.approx(full * (0.6 * 34 / 33 + 0.4 * 2), rel=1e-9)
+
+
+def test_few_readers_stream_slower_and_full_waves_do_not() -> None:
+    """A tile of 64 columns is read by 8 SMs at most (splits): they draw s x 8 / (132 + 8 (s - 1)) of the bandwidth."""
+    e = Efficiency(gemm_start=0.0, split_start=0.0, gemm_stream=5.0, gemm_knee=20.0)
+    n, k = 64.0, 2.0**26
+    streamed = 2 * (n * k + n + k) / (H100.bandwidth * e.gemm_bandwidth)
+    few = float(gemm_time(1, n, k, H100, e))
+    assert few == pytest.approx(streamed * (132 + 8 * 4) / (5 * 8), rel=1e-3)
+    full = float(gemm_time(1, 132 * 256.0, 8192.0, H100, e))
+    assert full == pytest.approx(2 * 132 * 256 * 8192 / (H100.bandwidth * e.gemm_bandwidth), rel=1e-3)
+
+
 def test_fp8_halves_weight_streaming_but_not_the_head() -> None:
     m = model("llama-2-70b")
     times = [roofline_time(m, H100, Pass(1, 1, 0), 4, p) for p in ("bf16", "fp8")]  # type: ignore[arg-type]

@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 
 from theory.catalog import accelerator, model
 from theory.cost import (
+    SERVING,
+    Draw,
     dollars,
     dollars_per_correct_answer,
     dollars_per_million_tokens,
     dollars_per_request,
     gpu_seconds,
+    joules,
     joules_at_most,
 )
 from theory.errors import InputError
@@ -168,3 +171,15 @@ def test_cost_takes_arrays() -> None:
     rates = np.array([1.0, 2.0])
     assert dollars_per_request(np.array([8.0, 8.0]), 3.6, rates).tolist() == pytest.approx([8e-3, 4e-3])
     assert joules_at_most(np.array([1.0, 2.0]), H100).tolist() == [700.0, 1400.0]
+
+
+def test_energy_lies_between_idle_and_the_board_limit() -> None:
+    held = 10.0
+    assert joules(held, 0.0, H100) == pytest.approx(SERVING.idle * 7000)
+    assert joules(held, held, H100) == pytest.approx(SERVING.busy * 7000)
+    assert joules(held, held, H100) < joules_at_most(held, H100)
+    np.testing.assert_allclose(np.diff(joules(np.full(3, held), np.array([0.0, 5.0, 10.0]), H100)), 0.45 * 3500)
+    with pytest.raises(InputError, match=r"`busy` must be at most the 10.0 held \[GPU s\]; got 11.0"):
+        joules(held, 11.0, H100)
+    with pytest.raises(InputError, match=r"`draw` must ascend within \[0, 1\]"):
+        Draw(idle=0.5, busy=0.4, busy_low=0.2, source="a slip")

@@ -1,4 +1,4 @@
-"""Calibration, levels, latent classes and readers on outcomes whose law is known."""
+"""Calibration, levels, regression on scores and readers on outcomes whose law is known."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from scipy.special import expit
 
 from calibration.outcome_models import (
     METHODS,
-    average,
     best_calibrator,
     calibration_error,
-    choose_classes,
     fit_calibrator,
     fit_score_model,
     fold_of,
-    latent_classes,
     level_cuts,
     log_loss,
     smoothed_outcomes,
@@ -28,7 +25,6 @@ from calibration.outcome_models import (
 )
 from calibration.quality_readers import read_quality
 from theory.errors import InputError
-from theory.outcomes import accuracy, rescue
 
 
 def scores(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -37,14 +33,6 @@ def scores(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     z = rng.normal(0.5, 1.5, n)
     truth = expit(0.6 * z - 0.3)
     return expit(z), (rng.random(n) < truth).astype(float), truth
-
-
-def two_classes(n: int, seed: int, levels: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    easy = rng.random(n) < 0.6
-    right = rng.random((n, 3)) < np.where(easy[:, None], (0.9, 0.95, 0.97), (0.2, 0.4, 0.5))
-    level = rng.binomial(levels - 1, np.where(right, 0.8, 0.35))
-    return right.astype(float), level
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,34 +85,6 @@ def test_tied_scores_make_fewer_levels() -> None:
     assert len(level_cuts(np.ones(5), 10)) == 0
 
 
-def test_latent_classes_find_the_law_of_the_patterns() -> None:
-    right, level = two_classes(20_000, 0)
-    rng = np.random.default_rng(1)
-    table = latent_classes(right, level, 3, 2, rng).outcomes(("a", "b", "c"))
-    new, _ = two_classes(200_000, 2)
-    truth = ((1 - new[:, 0]) @ new[:, 2]) / (1 - new[:, 0]).sum()
-    assert accuracy(table) == pytest.approx(new.mean(axis=0), abs=0.01)
-    assert rescue(table)[0, 2] == pytest.approx(truth, abs=0.02)
-    independent = latent_classes(right, level, 3, 1, rng).outcomes(("a", "b", "c"))
-    assert rescue(independent)[0, 2] > truth + 0.1  # one class is independence, which promises too much
-
-
-def test_more_steps_never_lower_the_likelihood_and_two_classes_win() -> None:
-    right, level = two_classes(2000, 0)
-    best, held = choose_classes(right, level, 3, np.random.default_rng(0), candidates=(1, 2, 6))
-    assert best in (2, 6)
-    assert held[2] > held[1] + 0.05
-    assert held[2] > held[6] - 0.01
-
-
-def test_average_is_the_mixture() -> None:
-    right, level = two_classes(500, 0)
-    one, two = (latent_classes(right, level, 3, z, np.random.default_rng(z)) for z in (2, 3))
-    both = average([one, two])
-    tables = [m.outcomes(("a", "b", "c")).joint for m in (one, two, both)]
-    assert np.allclose((tables[0] + tables[1]) / 2, tables[2])
-
-
 def test_regression_on_all_scores_uses_the_other_tiers() -> None:
     rng = np.random.default_rng(0)
     z = rng.normal(size=(8000, 2))
@@ -142,6 +102,15 @@ def test_smeared_levels_keep_shares_and_large_levels() -> None:
     assert table.signal.sum(axis=2) == pytest.approx(1)
     assert table.signal[-1, 0, 2] > 0.95  # the tied level hardly leaks
     assert table.signal[:, 0, 3].max() == 0.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 300), min_size=2, max_size=12).filter(lambda n: sum(n) > 0), st.floats(0.3, 4.0))
+def test_smearing_moves_no_prompt_to_another_level_on_balance(counts: list[int], width: float) -> None:
+    """The plan's cost is decided by how many prompts show a level: a kernel that shifts them promises another cost."""
+    level = np.repeat(np.arange(len(counts)), counts)[:, None]
+    table = smoothed_outcomes(("a",), np.full((len(level), 1), 0.5), level, len(counts), width)
+    assert table.joint[0] == pytest.approx(np.array(counts) / sum(counts), abs=1e-5)
 
 
 def test_folds_are_even() -> None:
@@ -217,12 +186,7 @@ def test_reader_refuses_what_is_no_table(tmp_path: Path) -> None:
 
 
 def test_model_refusals() -> None:
-    rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="`score` must lie in"):
         fit_calibrator([2.0], [1], "platt")
-    with pytest.raises(InputError, match=r"`level` must lie in 0\.\.1"):
-        latent_classes([[1, 0]], [[0, 2]], 2, 2, rng)
-    with pytest.raises(InputError, match="`correct` must hold 0 and 1"):
-        latent_classes([[0.5, 0]], [[0, 0]], 2, 2, rng)
     with pytest.raises(InputError, match="`width` must be above 0"):
         smoothed_outcomes(("a",), [[0.5]], [[0]], 2, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from theory.errors import InputError
 from theory.outcomes import (
     Outcomes,
     accuracy,
+    by_covariate,
     draw,
+    draw_covariate,
     expected_by_signal,
     from_margins,
     from_patterns,
@@ -26,7 +29,9 @@ from theory.outcomes import (
     signal_auroc,
     union_accuracy,
     with_binormal_signal,
+    with_covariate,
     with_verifier,
+    without_covariate,
     without_signal,
 )
 
@@ -197,10 +202,12 @@ def random_outcomes(rng: np.random.Generator, tiers: int, levels: int, rows: int
 def test_joint_is_the_sum_over_rows(seed: int, tiers: int, levels: int, one_hot: bool) -> None:
     rng = np.random.default_rng(seed)
     table = random_outcomes(rng, tiers, levels, int(rng.integers(1, 9)), one_hot)
-    values = rng.random((len(table.weight), 2))
+    values, known = rng.random((len(table.weight), 2)), rng.dirichlet(np.ones(2), len(table.weight))
+    table = replace(table, covariate=np.round(known) if one_hot else known)
     got = np.moveaxis(expected_by_signal(table, values), 0, -1)
-    for code in itertools.product(range(levels), repeat=tiers):
-        likelihood = np.prod([table.signal[:, k, level] for k, level in enumerate(code)], axis=0)
+    for code in itertools.product(range(2), *[range(levels)] * tiers):
+        likelihood = np.prod([table.signal[:, k, level] for k, level in enumerate(code[1:])], axis=0)
+        likelihood = likelihood * table.covariate[:, code[0]]
         assert got[code] == pytest.approx((table.weight * likelihood) @ values, abs=1e-12)
 
 
@@ -212,6 +219,31 @@ def test_drawn_rows_and_levels_follow_the_table() -> None:
     low, high = binom.interval(0.999, n, 0.3 * 0.3 * 0.2)
     assert low <= seen <= high
     assert not low <= np.sum(row == 1) * 0.3 * 0.3 <= high  # with the two tiers' rates confused it fails
+
+
+# ---------------------------------------------------------------- what is known beforehand
+
+
+def test_a_covariate_splits_the_table_and_can_be_forgotten() -> None:
+    rng = np.random.default_rng(2)
+    tables = [random_outcomes(rng, 2, 3, 4, one_hot) for one_hot in (True, False)]
+    both = by_covariate(tables, [0.25, 0.75])
+    for x, share in enumerate((0.25, 0.75)):
+        assert both.joint[:, x] == pytest.approx(share * tables[x].joint[:, 0])
+    assert without_covariate(both).joint[:, 0] == pytest.approx(both.joint.sum(axis=1))
+    assert without_signal(both).covariates == 2
+    value = np.repeat([0, 1], [4, 4])
+    assert with_covariate(without_covariate(both), value).joint == pytest.approx(both.joint)
+
+
+def test_drawn_covariates_follow_the_rows() -> None:
+    table = replace(from_patterns(("a",), {"1": 0.5, "0": 0.5}), covariate=np.array([[0.2, 0.8], [0.9, 0.1]]))
+    row = np.repeat([0, 1], 20_000)
+    known = draw_covariate(table, row, np.random.default_rng(1))
+    for r, p in ((0, 0.8), (1, 0.1)):
+        low, high = binom.interval(0.999, 20_000, p)
+        assert low <= known[row == r].sum() <= high
+        assert not low <= known[row != r].sum() <= high
 
 
 # ---------------------------------------------------------------- refusals
@@ -252,6 +284,11 @@ def build(**changes: object) -> Outcomes:
         (lambda: with_binormal_signal(build(), 1.0, 4), r"use with_verifier\(outcomes, 1, 0\) for a perfect one"),
         (lambda: with_binormal_signal(build(), 0.8, 1), r"`levels` must be an integer of at least 2"),
         (lambda: with_verifier(build(correct=[[0.5, 0], [1, 1]]), 1, 0), r"must have `correct` 0 or 1 in every row"),
+        (lambda: build(covariate=np.full((2, 2), 0.4)), r"`covariate` must add up to 1 over its values .*got 0\.8"),
+        (lambda: build(covariate=np.ones((3, 1))), r"`covariate` must have shape \(2, values\); got \(3, 1\)"),
+        (lambda: with_covariate(build(), [0, 0.5]), r"`value` must hold integers in 0\.\.0; got 0\.5"),
+        (lambda: by_covariate([build()], [0.5, 0.5]), r"`share` must have 1 entries; got 2"),
+        (lambda: by_covariate([build(), build(tiers=("b", "a"))], [0.5, 0.5]), r"`tables` must all have the tiers"),
         (lambda: with_verifier(build(), 90, 0), r"`sensitivity` must lie in \[0, 1\] \[-\]; got 90"),
     ],
 )

@@ -67,6 +67,16 @@ def test_plan_is_as_good_as_the_top_tier_and_not_dearer(shipped: dict[str, Any])
     assert shipped["predicted"]["usd_per_1000_requests"] <= base["usd_per_1000_requests"] + 1e-9
 
 
+def test_prices_of_the_loads_are_at_their_fixed_point(shipped: dict[str, Any]) -> None:
+    """No mixture of stop rules is right more often on the plan's replicas; the plan itself comes within a point."""
+    prices = shipped["load_prices"]
+    assert prices["converged"]
+    assert prices["gap"] < 1e-6
+    assert all(p >= 0 for p in prices["price"].values())
+    own = shipped["predicted"]["quality"]
+    assert own - 1e-6 <= prices["quality"] <= own + 0.01
+
+
 def test_same_seed_same_bytes(shipped: dict[str, Any], tmp_path: Path) -> None:
     again = planned()
     for name, result in (("a", shipped), ("b", again)):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from simulator.engine import Records, StepTable, simulate
-from simulator.workload import Workload
+from simulator.workload import Workload, with_cached
+from theory.acceptance import BetaMixture, Histogram, Positional
 from theory.specs import Limits, Rules
 
 
@@ -35,6 +37,7 @@ reference = load().reference
 
 GAMMAS = (0, 2, 4)
 PLENTY = 10**7  # KV capacity that never binds [tokens]
+LAWS = [0.7, 1.0, Positional((0.8, 0.5, 1.0, 0.0)), Histogram((5, 3, 0, 2, 7)), BetaMixture.from_moments(0.7, 0.2)]
 TIE = 1e-9  # an arrival nearer to the end of a step than this may be seen a step apart: sums are rounded [s]
 TIMES = ("arrival", "admitted", "first_token", "completion", "service_s", "batch_s", "busy_s", "end_s")
 COUNTS = ("rounds", "drafted", "accepted", "preemptions", "refused", "steps", "emitted", "kv_peak_tokens", "kv_tokens")
@@ -64,7 +67,7 @@ def scenarios(draw: st.DrawFn, lengths: tuple[int, int] = (90, 60)) -> tuple[Wor
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     gap = draw(st.sampled_from([0.0, 0.03, 0.2, 1.0]))
     clients = draw(st.sampled_from([0, 0, 1, 3, 9]))
-    think = draw(st.sampled_from([0.0, 0.0717])) if clients else 0.0
+    think = draw(st.sampled_from([0.0, 0.0717, np.linspace(0.3, 0.0, count)])) if clients else 0.0
     work = Workload(
         np.cumsum(rng.exponential(gap, count)) if gap else np.zeros(count),
         rng.integers(1, draw(st.integers(1, lengths[0])) + 1, count),
@@ -108,20 +111,30 @@ def test_speculation_has_the_same_draws(
 
 @pytest.mark.parametrize(("ahead", "mixed", "reserve"), list(product([0, 1], [True, False], [True, False])))
 def test_every_combination_of_rules_is_the_same_to_rounding(ahead: int, mixed: bool, reserve: bool) -> None:
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=30)
     @given(
         scenario=scenarios(),
         stream=st.sampled_from([1, 1, 2, 7, 1000]),
         floor=st.sampled_from([0.0, 0.0317]),
         schedule=st.one_of(st.just(0), st.just(0), st.lists(st.sampled_from(GAMMAS), min_size=9, max_size=9)),
+        law=st.sampled_from(LAWS),
+        cached=st.sampled_from([None, 0.3, 1.0]),
     )
-    def compare(scenario: tuple[Workload, Limits, int], stream: int, floor: float, schedule: int | list[int]) -> None:
+    def compare(
+        scenario: tuple[Workload, Limits, int],
+        stream: int,
+        floor: float,
+        schedule: int | list[int],
+        law: Any,
+        cached: float | None,
+    ) -> None:
         work, limits, kv = scenario
+        work = work if cached is None else with_cached(work, cached)
         steps = replace(table(limits.max_num_seqs), prefill_floor=floor)
         ruled = replace(limits, rules=Rules(ahead, mixed, reserve, stream))
-        expected, closest = reference(work, steps, ruled, kv, schedule, 0.7, 1)
+        expected, closest = reference(work, steps, ruled, kv, schedule, law, 1)
         assume(closest > TIE)
-        check_same(simulate(work, steps, ruled, kv, schedule, 0.7, 1), expected)
+        check_same(simulate(work, steps, ruled, kv, schedule, law, 1), expected)
 
     compare()
 

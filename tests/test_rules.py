@@ -209,6 +209,21 @@ def test_a_million_arrivals_at_once(rules: Rules) -> None:
     assert run.steps == count // 4
 
 
+@pytest.mark.parametrize("rules", EVERY)
+def test_a_prompt_larger_than_the_budget_is_computed_in_chunks(rules: Rules) -> None:
+    run = simulate(Workload([0.0, 0.0], [95, 10], [1, 1]), table(), limits(rules, budget=10), PLENTY)
+    assert run.steps == 11  # 105 tokens, at most ten a step
+    assert run.first_token[0] == pytest.approx(10 * HOST + 100 * TOKEN)
+    check(run)
+
+
+@pytest.mark.parametrize("rules", EVERY)
+def test_larger_than_the_whole_cache_is_refused_and_counted(rules: Rules) -> None:
+    run = simulate(Workload([0.0, 0.0], [100, 10], [50, 5]), table(), limits(rules), 128)
+    assert run.refused.tolist() == [True, False]
+    check(run)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Refusals
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,6 +240,21 @@ def test_a_million_arrivals_at_once(rules: Rules) -> None:
 def test_bad_rules_are_refused(change: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         Rules(**change)
+
+
+@pytest.mark.parametrize(
+    ("arrival", "prompt", "output", "text"),
+    [
+        ([0.0, 1.0], [5, 5], [5, 0], r"`output\[1\]` must be a whole number of at least 1 \[tokens\]; got 0"),
+        ([0.0, 1.0], [0, 5], [5, 5], r"`prompt\[0\]` must be a whole number of at least 1 \[tokens\]; got 0"),
+        ([1.0, 0.5], [5, 5], [5, 5], r"`arrival\[1\]` must be .*not before its predecessor \[s\]; got 0.5"),
+    ],
+)
+def test_what_is_no_request_is_refused_by_row(
+    arrival: list[float], prompt: list[int], output: list[int], text: str
+) -> None:
+    with pytest.raises(InputError, match=text):
+        Workload(arrival, prompt, output)
 
 
 def test_a_negative_floor_is_refused() -> None:

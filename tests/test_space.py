@@ -13,7 +13,7 @@ from planner.scenario import load_scenario
 from planner.search import Search, quality_floor
 from planner.service import Load, build_service
 from planner.simulate import keeps, measured_capacity, run_at
-from planner.space import Space, enumerate_space, occupancy
+from planner.space import Space, congestion, enumerate_space, occupancy
 from theory.errors import InfeasibleError
 
 
@@ -50,6 +50,37 @@ def test_simulated_capacity_is_near_the_analytic_one(
     simulated = measured_capacity(service, problem.workload, problem.scenario.slo, analytic, seed=3)
     assert simulated == pytest.approx(analytic, rel=0.15)
     assert not keeps(run_at(service, problem.workload, 1.3 * analytic, seed=3), problem.scenario.slo)
+
+
+def test_congestion_is_the_occupancy_it_was_taken_from(space: Space) -> None:
+    """Between the rates of the table: requests in two replicas against Little's law, slope against a difference."""
+    for tier, at in ((0, 1), (1, 4), (2, 4)):
+        service, bears = space.services[tier][at], float(space.capacity[tier][at])
+        curve = congestion(service, space.load, bears, replicas=2)
+        assert curve.capacity == pytest.approx(2 * bears)
+        for share in (0.03, 0.333, 0.777, 0.951):
+            rates = bears * share * np.array([1.0, 0.999, 1.001])
+            inside = rates * occupancy([service] * 3, rates, space.load).e2e_s
+            assert curve.number(2 * rates[0]) == pytest.approx(2 * inside[0], rel=0.01)
+            slope_ = (inside[2] - inside[1]) / (rates[2] - rates[1])
+            assert curve.marginal(2 * rates[0]) == pytest.approx(slope_, rel=0.03)
+
+
+def test_the_best_rule_on_a_plan_is_no_worse_than_its_own(problem: Problem, space: Space) -> None:
+    search = Search(problem, space, quality_floor(problem))
+    for candidate in search.enumerate()[::7]:
+        found = search.at_capacity(candidate, 0.05)
+        if found is None:
+            assert len(candidate.groups) == 1
+            continue
+        assert found.converged
+        assert found.value.quality >= candidate.rule.quality - 1e-6
+        bears = search.used(candidate)
+        own = np.array([g.rate * g.replicas for g in sorted(candidate.groups, key=lambda g: g.tier)])
+        assert np.all(found.rates <= own / bears * (1 + 1e-5))
+        full = search.at_capacity(candidate, 0.1)
+        assert full is not None
+        assert full.prices == pytest.approx(2 * found.prices, abs=1e-6)  # in the unit of lambda
 
 
 def test_theory_meets_simulation_at_half_load(problem: Problem, space: Space) -> None:

@@ -15,9 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import expit, logit, roots_sh_jacobi
-from scipy.stats import beta, norm
+from scipy.special import betaincinv, expit, logit, ndtri, roots_sh_jacobi
 
 from .errors import refuse, require
 from .speculation import tokens_per_round
@@ -313,7 +311,7 @@ def acceptance_band(
     """
     require(0 < level < 1, "level", "must lie inside (0, 1) [-]", level, "It is a coverage: pass 0.9, not 90.")
     mean = law.mean(draft_loss, target_loss)
-    half = float(norm.ppf((1 + level) / 2)) * law.residual
+    half = float(ndtri((1 + level) / 2)) * law.residual
     return np.clip(mean - half, 0.0, 1.0), np.clip(mean, 0.0, 1.0), np.clip(mean + half, 0.0, 1.0)
 
 
@@ -362,7 +360,7 @@ def log_linear_acceptance(law: LogLinearLaw, x: float, level: float = 0.9, extra
         "Ask for extrapolation (`--extrapolate`), and the result is tagged.",
     )
     mean = law.slope * math.log(x) + law.intercept
-    half = float(norm.ppf((1 + level) / 2)) * law.residual
+    half = float(ndtri((1 + level) / 2)) * law.residual
     low, value, high = (min(1.0, max(0.0, v)) for v in (mean - half, mean, mean + half))
     return Acceptance(value, low, high, "fitted" if within else "extrapolated", law.source)
 
@@ -491,6 +489,10 @@ class BetaMixture:
         j = np.arange(length, dtype=float)
         return np.concatenate([[1.0], np.cumprod((self.a + j) / (self.a + self.b + j))])
 
+    def quantile(self, share: ArrayLike) -> Array:
+        """Return the alpha_iid that this share of requests does not exceed [-]; of uniform numbers, a draw."""
+        return np.asarray(betaincinv(self.a, self.b, np.asarray(share, dtype=float)))
+
     def pooled_tokens(self, length: int, nodes: int = 64) -> float:
         r"""Return tokens over rounds when every request emits equally many tokens, :math:`1 / E[1 / E_\gamma(\alpha)]`.
 
@@ -570,7 +572,7 @@ def counted(accepted: int, rejected: int, level: float = 0.9) -> Acceptance:
     )
     value = accepted / (accepted + rejected)
     tail = (1 - level) / 2
-    low, high = beta.ppf([tail, 1 - tail], accepted + 0.5, rejected + 0.5)
+    low, high = betaincinv(accepted + 0.5, rejected + 0.5, [tail, 1 - tail])
     return Acceptance(
         value, min(float(low), value), max(float(high), value), "measured", f"{accepted + rejected} tested tokens"
     )
@@ -650,6 +652,8 @@ def from_tokens_per_round(tokens: float, length: int) -> float:
     )
     if tokens >= length + 1:
         return 1.0
+    from scipy.optimize import brentq
+
     return float(brentq(lambda a: float(tokens_per_round(a, length)) - tokens, 0.0, 1.0, xtol=1e-14))
 
 

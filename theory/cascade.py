@@ -1,14 +1,20 @@
-"""Stop, escalate, skip or recall: the best rule for a chain of tiers, its frontier, and the price that selects it.
+"""Stop, escalate, skip, recall or abstain: the best rule for a chain of tiers, its frontier, and its price lambda.
 
 The value of an answer is U = lambda q - c: lambda is in cost units per correct answer, so a cost in dollars takes a
-lambda in dollars per correct answer. What was spent is sunk: going on to tier j costs c_j in full.
+lambda in dollars per correct answer. What was spent is sunk: going on to tier j costs c_j in full. A verifier that
+looks at every answer of a tier is part of that tier's cost.
+
+A covariate known before any tier runs selects one of X starts; routing (no signals), cascades (no covariate) and
+cascades that route are the same programme on different tables. Any tier may be skipped, so the programme over all
+tiers is the best over all their subsets; a tier that no vertex of the frontier visits is dropped
+(:func:`tiers_in_use`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -42,43 +48,45 @@ class Policy:
     """A rule for every state: which tiers ran (a bit mask, bit k = tier k) and the levels they showed.
 
     The code of a state is its levels as digits in base L, in tier order: ``code = code * L + level`` after each tier,
-    0 at the start. Its move is ``table[offset[mask] + code]``, or ``actions[mask][code]``: j < K runs tier j (always
-    above those that ran), K + i returns tier i's answer, 2 K abstains.
+    the covariate at the start. Its move is ``table[offset[mask] + code]``, or ``actions[mask][code]``: j < K runs tier
+    j (always above those that ran), K + i returns tier i's answer, 2 K abstains.
     """
 
     tiers: tuple[str, ...]
     levels: int  # L [-]
-    table: NDArray[np.int8]  # ((L + 1)^K,) moves of all states, mask after mask
+    table: NDArray[np.int8]  # (X (L + 1)^K,) moves of all states, mask after mask
+    covariates: int = 1  # X, values of what is known before the first tier [-]
 
     @cached_property
     def offset(self) -> NDArray[np.int64]:
         """Where the states of each mask begin in ``table``, (2^K,)."""
-        return _offsets(len(self.tiers), self.levels)[:-1]
+        return _offsets(len(self.tiers), self.levels, self.covariates)[:-1]
 
     @cached_property
     def actions(self) -> tuple[NDArray[np.int8], ...]:
-        """The moves of each mask, (L^(tiers run),) each: views of ``table``."""
+        """The moves of each mask, (X L^(tiers run),) each: views of ``table``."""
         return tuple(np.split(self.table, self.offset[1:]))
 
     @property
     def first(self) -> Move:
-        """The first move."""
+        """The first move where the covariate is 0 (without one, always)."""
         return self.action(0, ())
 
-    def action(self, run_mask: int, signals: Sequence[int]) -> Move:
+    def action(self, run_mask: int, signals: Sequence[int], covariate: int = 0) -> Move:
         """Return the move after the tiers in ``run_mask`` showed ``signals`` (their levels, in tier order).
 
         Raises
         ------
         InputError
-            If the mask names tiers that do not exist or does not match the signals.
+            If the mask names tiers that do not exist or does not match the signals, or the covariate is none of its X.
         """
         tiers = len(self.tiers)
         require(0 <= run_mask < 1 << tiers, "run_mask", f"must have bits among {tiers} tiers", run_mask)
         fits = len(signals) == run_mask.bit_count() and all(0 <= s < self.levels for s in signals)
         rule = f"must be one level in 0..{self.levels - 1} for each of the {run_mask.bit_count()} tiers run"
         require(fits, "signals", rule, tuple(signals))
-        code = 0
+        require(0 <= covariate < self.covariates, "covariate", f"must lie in 0..{self.covariates - 1}", covariate)
+        code = covariate
         for level in signals:
             code = code * self.levels + level
         move = int(self.actions[run_mask][code])
@@ -95,6 +103,12 @@ class PolicyValue:
     quality: float  # E[q] of the returned answer; 0 where nothing is returned [-]
     visits: Array  # (K,) share of requests that run the tier [-]
     answers: Array  # (K,) share of requests whose returned answer is the tier's [-]
+    stops: Array  # (K,) share of requests that run the tier last, whatever they return; stops[0]: run no other [-]
+
+    @property
+    def wrong(self) -> float:
+        """Share of requests that get a wrong answer; abstaining gives none [-]."""
+        return float(self.answers.sum() - self.quality)
 
     def mixed(self, other: PolicyValue, share: float) -> PolicyValue:
         """Return the value of following ``other`` with probability ``share`` and this one otherwise."""
@@ -104,6 +118,7 @@ class PolicyValue:
             keep * self.quality + share * other.quality,
             keep * self.visits + share * other.visits,
             keep * self.answers + share * other.answers,
+            keep * self.stops + share * other.stops,
         )
 
 
@@ -115,7 +130,8 @@ class _States:
     """Unnormalised belief of each state, mask after mask: probabilities times what is expected there."""
 
     levels: int
-    mass: list[Array]  # [mask] (codes,) P(the tiers in mask show these levels) [-]
+    covariates: int
+    mass: list[Array]  # [mask] (codes,) P(the covariate and the tiers in mask show these levels) [-]
     quality: list[Array]  # [mask] (K, codes) P(..., and tier k is right) [-]
     cost: list[Array]  # [mask] (K, codes) E[c_k; ...] [cost unit]
 
@@ -123,21 +139,26 @@ class _States:
 def _states(outcomes: Outcomes, costs: ArrayLike) -> _States:
     spent = _check_costs(outcomes, costs)
     joint = outcomes.joint
-    paid = joint[0] * spent.reshape(-1, *[1] * spent.size) if spent.ndim == 1 else expected_by_signal(outcomes, spent)
+    each = joint.ndim - 1
+    paid = joint[0] * spent.reshape(-1, *[1] * each) if spent.ndim == 1 else expected_by_signal(outcomes, spent)
     K = len(outcomes.tiers)
     full = np.concatenate([joint, paid])
     tables = []
     for mask in range(1 << K):
-        unseen = tuple(1 + k for k in range(K) if not mask >> k & 1)
+        unseen = tuple(2 + k for k in range(K) if not mask >> k & 1)
         tables.append(full.sum(axis=unseen).reshape(1 + 2 * K, -1))
     return _States(
-        outcomes.levels, [t[0] for t in tables], [t[1 : 1 + K] for t in tables], [t[1 + K :] for t in tables]
+        outcomes.levels,
+        outcomes.covariates,
+        [t[0] for t in tables],
+        [t[1 : 1 + K] for t in tables],
+        [t[1 + K :] for t in tables],
     )
 
 
-def _offsets(tiers: int, levels: int) -> NDArray[np.int64]:
+def _offsets(tiers: int, levels: int, covariates: int) -> NDArray[np.int64]:
     """Return where each mask begins in a policy table, and its length, (2^K + 1,)."""
-    sizes = [levels ** mask.bit_count() for mask in range(1 << tiers)]
+    sizes = [covariates * levels ** mask.bit_count() for mask in range(1 << tiers)]
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
@@ -145,21 +166,33 @@ def _offsets(tiers: int, levels: int) -> NDArray[np.int64]:
 class _Stops:
     """The best answer in hand in each state."""
 
-    quality: list[Array]  # [mask] (codes,) mass of a right answer [-]
+    quality: list[Array]  # [mask] (codes,) mass of a right answer, less theta times that of a wrong one [-]
     move: list[NDArray[np.int8]]  # [mask] (codes,) the move that returns it
 
 
-def _stops(outcomes: Outcomes, states: _States, recall: bool) -> _Stops:
+def _stops(outcomes: Outcomes, states: _States, options: _Options) -> _Stops:
     """Return the best answer of each state; equal ones (and unseen states) go to the tier right most often overall."""
-    K = len(outcomes.tiers)
+    K, theta = len(outcomes.tiers), options.wrong
     by_accuracy = np.argsort(-accuracy(outcomes), kind="stable")
-    quality, move = [np.zeros(1)], [np.array([2 * K], dtype=np.int8)]
+    quality = [np.zeros(states.covariates)]
+    move = [np.full(states.covariates, 2 * K, dtype=np.int8)]
     for mask in range(1, 1 << K):
-        held = np.array([k for k in by_accuracy if mask >> k & 1] if recall else [mask.bit_length() - 1])
+        held = np.array([k for k in by_accuracy if mask >> k & 1] if options.recall else [mask.bit_length() - 1])
         chosen = held[states.quality[mask][held].argmax(axis=0)]
-        quality.append(np.take_along_axis(states.quality[mask], chosen[None], axis=0)[0])
-        move.append((K + chosen).astype(np.int8))
+        right = np.take_along_axis(states.quality[mask], chosen[None], axis=0)[0]
+        worth = right - theta * (states.mass[mask] - right)
+        give_up = options.abstain & (worth < 0)
+        quality.append(np.where(give_up, 0.0, worth))
+        move.append(np.where(give_up, 2 * K, K + chosen).astype(np.int8))
     return _Stops(quality, move)
+
+
+class _Options(NamedTuple):
+    """What a rule may do and what a wrong answer takes away."""
+
+    recall: bool
+    abstain: bool
+    wrong: float  # theta [correct answers]
 
 
 class _Solution(NamedTuple):
@@ -177,7 +210,7 @@ def _backward(states: _States, stops: _Stops, a: Array, b: Array, abstain: bool)
     Quality and cost to go are carried apart; their sum over the level just seen is the expectation over it.
     """
     K, L = len(states.quality[0]), states.levels
-    offset = _offsets(K, L)
+    offset = _offsets(K, L, states.covariates)
     table = np.empty((len(a), offset[-1]), dtype=np.int8)
     scale = max(float(c.sum()) for c in states.cost[0]) or 1.0
     quality: list[Array] = [np.empty(0)] * (1 << K)
@@ -197,7 +230,7 @@ def _backward(states: _States, stops: _Stops, a: Array, b: Array, abstain: bool)
             move = np.where(better, np.int8(j), move)
         quality[mask], cost[mask] = q, c
         table[:, offset[mask] : offset[mask + 1]] = move
-    return [_Solution(float(quality[0][i, 0]), float(cost[0][i, 0]), table[i]) for i in range(len(a))]
+    return [_Solution(float(quality[0][i].sum()), float(cost[0][i].sum()), table[i]) for i in range(len(a))]
 
 
 def _better(
@@ -214,24 +247,39 @@ def _better(
 # ---------------------------------------------------------------- solve and evaluate
 
 
-def solve(outcomes: Outcomes, costs: ArrayLike, lam: float, *, recall: bool = True, abstain: bool = False) -> Policy:
-    r"""Return the policy that maximises :math:`E[\lambda q - c]`.
+def solve(
+    outcomes: Outcomes,
+    costs: ArrayLike,
+    lam: float,
+    *,
+    recall: bool = True,
+    abstain: bool = False,
+    wrong: float = 0.0,
+) -> Policy:
+    r"""Return the policy that maximises :math:`E[\lambda q - c]`, q less :math:`\theta` for a wrong answer.
 
-    .. math:: V(s) = \max\{ \lambda \max_{i \in s} P(i \text{ right} \mid s),\;
-              \max_{j > \mathrm{last}} E[V(s, S_j) - c_j \mid s] \}, \qquad V(\emptyset) = \max_j E[V(S_j)] - E[c_j]
+    .. math:: V(s) = \max\{ \lambda \max_{i \in s} (p_i(s) - \theta (1 - p_i(s))),\; 0 \text{ (abstain)},\;
+              \max_{j > \mathrm{last}} E[V(s, S_j) - c_j \mid s] \}, \quad p_i(s) = P(i \text{ right} \mid s)
+
+    The state s is the covariate and the levels shown so far. Nothing runs for free: with :math:`\theta = 0` and without
+    abstaining :math:`V(x) = \max_j E[V(x, S_j) - c_j \mid x]`.
 
     Parameters
     ----------
     outcomes : Outcomes
         Joint law of K tiers.
     costs : (K,) or (R, K) array
-        Cost of one visit [cost unit]; per row where failures cost more (wrong answers are longer).
+        Mean cost of one visit, verifier included [cost unit]; per row where failures cost more (wrong answers are
+        longer). Costs random within a row enter by their mean: the value is linear in them.
     lam : float
         Price of one more correct answer, at least 0; inf asks for the best quality [cost unit per correct answer].
     recall : bool
         Whether any answer already produced may be returned, or only that of the last tier run.
     abstain : bool
-        Whether nothing need be run (cost 0, quality 0). Once a tier ran its answer is free to return.
+        Whether no answer need be given, before any tier runs or after some did (quality 0, what was spent is spent).
+    wrong : float
+        theta, how many correct answers one wrong answer takes away, at least 0 [-]. At 0 an answer in hand is always
+        worth returning; above it an answer with :math:`p < \theta / (1 + \theta)` is better kept back.
 
     Returns
     -------
@@ -242,12 +290,13 @@ def solve(outcomes: Outcomes, costs: ArrayLike, lam: float, *, recall: bool = Tr
     Raises
     ------
     InputError
-        If lambda is negative or not a number, or costs are negative, not finite or of another shape.
+        If lambda or theta is negative or not a number, or costs are negative, not finite or of another shape.
 
     Source
     ------
     Derivation: optimal stopping with Bayes' rule over the rows; Dekoninck et al. (2025), arXiv:2410.10347, for
-    cascades with skips.
+    cascades with skips and for routing as their other end; Chow (1970), IEEE Trans. Inf. Theory 16:41-46, for the
+    error-reject trade-off, and Zellinger et al. (2025), arXiv:2502.09054, for abstaining early in a cascade.
 
     Examples
     --------
@@ -262,9 +311,10 @@ def solve(outcomes: Outcomes, costs: ArrayLike, lam: float, *, recall: bool = Tr
     """
     require(lam >= 0, "lam", "must be at least 0 [cost unit per correct answer]", lam)
     a, b = (1.0, 0.0) if math.isinf(lam) else (lam, 1.0)
+    options = _options(recall, abstain, wrong)
     states = _states(outcomes, costs)
-    best = _backward(states, _stops(outcomes, states, recall), np.array([a]), np.array([b]), abstain)
-    return Policy(outcomes.tiers, outcomes.levels, best[0].table)
+    best = _backward(states, _stops(outcomes, states, options), np.array([a]), np.array([b]), abstain)
+    return Policy(outcomes.tiers, outcomes.levels, best[0].table, outcomes.covariates)
 
 
 def evaluate(policy: Policy, outcomes: Outcomes, costs: ArrayLike) -> PolicyValue:
@@ -282,10 +332,12 @@ def evaluate(policy: Policy, outcomes: Outcomes, costs: ArrayLike) -> PolicyValu
     """
     require(outcomes.tiers == policy.tiers, "outcomes", f"must have the tiers {policy.tiers}", outcomes.tiers)
     require(outcomes.levels == policy.levels, "outcomes", f"must have {policy.levels} levels", outcomes.levels)
+    known = f"must have a covariate of {policy.covariates} values"
+    require(outcomes.covariates == policy.covariates, "outcomes", known, outcomes.covariates)
     states = _states(outcomes, costs)
     K, L = len(policy.tiers), policy.levels
-    reached: list[NDArray[np.bool_]] = [np.ones(1, dtype=bool)]
-    cost, quality, visits, answers = 0.0, 0.0, np.zeros(K), np.zeros(K)
+    reached: list[NDArray[np.bool_]] = [np.ones(policy.covariates, dtype=bool)]
+    cost, quality, visits, answers, stops = 0.0, 0.0, np.zeros(K), np.zeros(K), np.zeros(K)
     for mask in range(1 << K):
         if mask:
             last = mask.bit_length() - 1
@@ -293,6 +345,8 @@ def evaluate(policy: Policy, outcomes: Outcomes, costs: ArrayLike) -> PolicyValu
             reached.append(np.repeat(reached[parent] & (policy.actions[parent] == last), L))
         if not reached[mask].any():
             continue
+        if mask:
+            stops[mask.bit_length() - 1] += states.mass[mask][reached[mask] & (policy.actions[mask] >= K)].sum()
         for k in range(K):
             run = reached[mask] & (policy.actions[mask] == k)
             answer = reached[mask] & (policy.actions[mask] == K + k)
@@ -300,10 +354,12 @@ def evaluate(policy: Policy, outcomes: Outcomes, costs: ArrayLike) -> PolicyValu
             cost += states.cost[mask][k][run].sum()
             answers[k] += states.mass[mask][answer].sum()
             quality += states.quality[mask][k][answer].sum()
-    return PolicyValue(float(cost), float(quality), visits, answers)
+    return PolicyValue(float(cost), float(quality), visits, answers, stops)
 
 
-def execute(policy: Policy, levels: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+def execute(
+    policy: Policy, levels: NDArray[np.intp], covariate: NDArray[np.intp] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
     """Return which tiers each request runs, (n, K), and whose answer it returns, (n,), -1 for none.
 
     Parameters
@@ -311,10 +367,16 @@ def execute(policy: Policy, levels: NDArray[np.intp]) -> tuple[NDArray[np.bool_]
     policy : Policy
     levels : (n, K) array of integers
         The level each tier shows if it is run (:func:`theory.outcomes.draw`).
+    covariate : (n,) array of integers
+        What is known of each request beforehand (:func:`theory.outcomes.draw_covariate`); a policy with more than one
+        value of it cannot do without.
     """
     n, K = levels.shape
     require(len(policy.tiers) == K, "levels", f"must have {len(policy.tiers)} columns", levels.shape)
-    mask, code = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    known = np.zeros(n, dtype=np.int64) if covariate is None and policy.covariates == 1 else covariate
+    fits = known is not None and known.shape == (n,) and bool(np.all((known >= 0) & (known < policy.covariates)))
+    require(fits, "covariate", f"must hold {n} integers in 0..{policy.covariates - 1}", covariate)
+    mask, code = np.zeros(n, dtype=np.int64), np.asarray(known, dtype=np.int64)
     for j in range(K):
         run = policy.table[policy.offset[mask] + code] == j
         code = np.where(run, code * policy.levels + levels[:, j], code)
@@ -431,9 +493,10 @@ def frontier(
     *,
     recall: bool = True,
     abstain: bool = False,
+    wrong: float = 0.0,
     tolerance: float = 1e-10,
 ) -> Frontier:
-    r"""Return all vertices of the concave hull of attainable (E[c], E[q]).
+    r"""Return all vertices of the concave hull of attainable (E[c], E[q]), q less theta times what is wrong.
 
     Two known vertices span a chord; the policy that is best in the chord's own direction,
     :math:`\lambda = \Delta c / \Delta q`, lies above it (a new vertex, two new chords) or shows that nothing does.
@@ -441,7 +504,7 @@ def frontier(
 
     Parameters
     ----------
-    outcomes, costs, recall, abstain
+    outcomes, costs, recall, abstain, wrong
         As in :func:`solve`.
     tolerance : float
         Chords less than this below the hull are left as they are [-]: 1e-10 finds every vertex there is, 1e-4 gives
@@ -468,8 +531,9 @@ def frontier(
     (0.571, 2.0, 7.0)
     """
     require(tolerance > 0, "tolerance", "must be above 0 [-]", tolerance)
+    options = _options(recall, abstain, wrong)
     states = _states(outcomes, costs)
-    stops = _stops(outcomes, states, recall)
+    stops = _stops(outcomes, states, options)
     cheapest, best = (_backward(states, stops, np.array([a]), np.array([1 - a]), abstain)[0] for a in (0.0, 1.0))
     found = [cheapest]
     chords = [(cheapest, best)] if best.quality - cheapest.quality > tolerance else []
@@ -513,12 +577,26 @@ def _vertices(outcomes: Outcomes, found: list[_Solution]) -> tuple[Vertex, ...]:
             hull.append(new)
     edges = [(high.cost - low.cost) / (high.quality - low.quality) for low, high in pairwise(hull)]
     return tuple(
-        Vertex(Policy(outcomes.tiers, outcomes.levels, s.table.copy()), s.cost, s.quality, low, high)
+        Vertex(
+            Policy(outcomes.tiers, outcomes.levels, s.table.copy(), outcomes.covariates), s.cost, s.quality, low, high
+        )
         for s, low, high in zip(hull, [0.0, *edges], [*edges, math.inf], strict=True)
     )
 
 
 # ---------------------------------------------------------------- bounds and special cases
+
+
+def tiers_in_use(curve: Frontier, outcomes: Outcomes, costs: ArrayLike) -> tuple[str, ...]:
+    """Return the tiers that some vertex of the frontier runs; the others are best dropped at every lambda.
+
+    Raises
+    ------
+    InputError
+        If the outcomes or costs do not fit the policies (:func:`evaluate`).
+    """
+    visits = np.max([evaluate(v.policy, outcomes, costs).visits for v in curve.vertices], axis=0)
+    return tuple(tier for tier, share in zip(outcomes.tiers, visits, strict=True) if share > 0)
 
 
 def single_tiers(outcomes: Outcomes, costs: ArrayLike) -> tuple[Point, ...]:
@@ -551,6 +629,66 @@ def oracle(outcomes: Outcomes, costs: ArrayLike, lam: float = math.inf) -> Point
     return Point(float(outcomes.weight @ cost), float(outcomes.weight @ quality))
 
 
+def verifier_price(outcomes: Outcomes, costs: ArrayLike, lam: float, tier: int) -> float:
+    r"""Return what a verifier of a tier may cost per visit at most: its value of information [cost unit].
+
+    .. math:: V(c + v\,e_i;\ \text{signals}) = V(c;\ \text{signals but that of tier } i)
+
+    Parameters
+    ----------
+    outcomes : Outcomes
+        With the verdicts of the tier's verifier as the tier's signal.
+    costs : (K,) or (R, K) array
+        Of visits without that verifier [cost unit].
+    lam : float
+        Price of one more correct answer, finite [cost unit per correct answer].
+    tier : int
+        Index of the tier.
+
+    Returns
+    -------
+    float
+        v; 0 for a verdict that changes nothing. A verifier that costs more is better left out.
+
+    Raises
+    ------
+    InputError
+        If lambda is not finite, there is no such tier, or costs are refused (:func:`solve`).
+
+    Source
+    ------
+    Howard (1966), IEEE Trans. Syst. Sci. Cybern. 2:22-26, value of information, per visit where it is bought.
+
+    Examples
+    --------
+    It saves the second tier's visits on what the first has right, 5 x 0.65; either way 0.9 are right in the end:
+
+    >>> from theory.outcomes import from_patterns, with_verifier
+    >>> table = with_verifier(from_patterns(("small", "large"), {"11": 60, "01": 25, "10": 5, "00": 10}), 1.0, 0.0)
+    >>> round(verifier_price(table, (1.0, 5.0), 40.0, tier=0), 6)
+    3.25
+    """
+    require(0 <= lam < math.inf, "lam", "must be finite and at least 0 [cost unit per correct answer]", lam)
+    require(0 <= tier < len(outcomes.tiers), "tier", f"must lie in 0..{len(outcomes.tiers) - 1}", tier)
+    spent = _check_costs(outcomes, costs)
+    signal = outcomes.signal.copy()
+    signal[:, tier] = np.eye(outcomes.levels)[0]
+    blind = replace(outcomes, signal=signal)
+
+    def worth(table: Outcomes, price: float) -> float:
+        value = evaluate(solve(table, paid := spent + price * np.eye(len(outcomes.tiers))[tier], lam), table, paid)
+        return lam * value.quality - value.cost
+
+    without = worth(blind, 0.0)
+    low, high = 0.0, lam  # no verdict is worth more than a correct answer
+    if worth(outcomes, low) - without <= TIE * (lam + float(spent.sum())):
+        return 0.0
+    for _ in range(60):  # halvings
+        middle = (low + high) / 2
+        low, high = (middle, high) if worth(outcomes, middle) > without else (low, middle)
+    return low
+
+
 def relative_lambda(lam: float, top_cost: float) -> float:
     """Return lambda' = lambda / c_top, how many calls of the dearest tier one more correct answer is worth [-].
 
@@ -566,14 +704,19 @@ def relative_lambda(lam: float, top_cost: float) -> float:
     return lam / top_cost
 
 
-def two_tier_escalates(outcomes: Outcomes, second_cost: float, lam: float) -> NDArray[np.bool_]:
-    r"""Return for each level of the first of two tiers whether the second is run, (L,).
+def two_tier_escalates(outcomes: Outcomes, second_cost: ArrayLike, lam: float) -> NDArray[np.bool_]:
+    r"""Return for each covariate and level of the first of two tiers whether the second is run, (X, L).
 
-    .. math:: E[Q_2 - Q_1 \mid s_1] > c_2 / \lambda
+    .. math:: E[Q_2 - Q_1 \mid x, s_1] > E[c_2 \mid x, s_1] / \lambda
+
+    Parameters
+    ----------
+    second_cost : float or (R,) array
+        Cost of the second tier [cost unit], per row where it goes with failure.
 
     Assumes
     -------
-    The second answer is returned once it is there (no recall), and its cost does not depend on the row.
+    The second answer is returned once it is there (no recall).
 
     Raises
     ------
@@ -585,10 +728,13 @@ def two_tier_escalates(outcomes: Outcomes, second_cost: float, lam: float) -> ND
     Jitkrittum et al. (2023), arXiv:2307.02764 (the optimal rule defers iff eta_2 - eta_1 > c).
     """
     require(len(outcomes.tiers) == 2, "outcomes", "must have two tiers", outcomes.tiers, "Use `solve`.")
-    require(second_cost >= 0, "second_cost", "must be at least 0 [cost unit]", second_cost)
+    spent = np.asarray(second_cost, dtype=np.float64)
+    require(bool(np.all(spent >= 0)), "second_cost", "must be at least 0 [cost unit]", second_cost)
     require(lam > 0, "lam", "must be above 0 [cost unit per correct answer]", lam)
-    mass, first, second = outcomes.joint.sum(axis=2)
-    return np.asarray(second - first > mass * second_cost / lam)
+    cost = np.broadcast_to(spent, outcomes.weight.shape)[:, None]
+    paid = expected_by_signal(outcomes, cost)[0].sum(axis=2)
+    _, first, second = outcomes.joint.sum(axis=3)
+    return np.asarray(second - first > paid / lam)
 
 
 def pandora_index(quality: ArrayLike, cost: ArrayLike, lam: float) -> Array:
@@ -643,6 +789,11 @@ def pandora_value(quality: ArrayLike, cost: ArrayLike, lam: float) -> float:
 
 
 # ---------------------------------------------------------------- checks
+
+
+def _options(recall: bool, abstain: bool, wrong: float) -> _Options:
+    require(wrong >= 0 and math.isfinite(wrong), "wrong", "must be finite and at least 0 [correct answers]", wrong)
+    return _Options(recall, abstain, wrong)
 
 
 def _check_costs(outcomes: Outcomes, costs: ArrayLike) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -81,6 +82,72 @@ def joules_at_most(gpu_seconds: Quantity, accelerator: Accelerator) -> Quantity:
     """
     _check("gpu_seconds", gpu_seconds, "GPU s")
     return gpu_seconds * accelerator.power
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a GPU draws, as shares of its board power limit.
+
+    Raises
+    ------
+    InputError
+        Unless 0 <= idle <= busy_low <= busy <= 1.
+    """
+
+    idle: float  # weights loaded, no step under way [-]
+    busy: float  # in a step [-]
+    busy_low: float  # the least it may be in a step; the most is the limit [-]
+    source: str
+
+    def __post_init__(self) -> None:
+        ordered = 0 <= self.idle <= self.busy_low <= self.busy <= 1
+        given = (self.idle, self.busy_low, self.busy)
+        require(ordered, "draw", "must ascend within [0, 1] as idle, busy_low, busy [-]", given)
+
+
+SERVING = Draw(
+    idle=0.15,
+    busy=0.6,
+    busy_low=0.2,
+    source="assumed: linear in the busy share, 15 % of the board limit idle, 60 % in a step. Published for a step: "
+    "137 to 300 W of 700 W, decoding alone on H200 (arXiv:2605.11999), up to the limit, prefill (Patel et al. 2024, "
+    "doi:10.1145/3620666.3651329)",
+)
+
+
+def joules(held: Quantity, busy: Quantity, accelerator: Accelerator, draw: Draw = SERVING) -> Quantity:
+    r"""Return the energy of GPUs that are held, some of the time in a step,
+
+    .. math:: E = P_{board}\,(d_{busy} t_{busy} + d_{idle} (t_{held} - t_{busy})) \quad [J]
+
+    Hosts, network and cooling are not in it.
+
+    Parameters
+    ----------
+    held, busy : float or array
+        GPUs times the time they are held, and in a step [GPU s].
+
+    Raises
+    ------
+    InputError
+        If a time is negative or not finite, or more is busy than held.
+
+    Source
+    ------
+    Linear power model: Fan, Weber & Barroso (2007), Power provisioning for a warehouse-sized computer, section 4;
+    shares: ``draw.source``.
+
+    Examples
+    --------
+    >>> from theory.catalog import accelerator
+    >>> joules(1.0, 1.0, accelerator("h100-sxm")), joules(1.0, 0.0, accelerator("h100-sxm"))
+    (420.0, 105.0)
+    """
+    _check("held", held, "GPU s")
+    _check("busy", busy, "GPU s")
+    inside = bool(np.all(np.asarray(busy) <= np.asarray(held) * (1 + 1e-9)))
+    require(inside, "busy", f"must be at most the {held} held [GPU s]", busy)
+    return accelerator.power * (draw.busy * busy + draw.idle * (held - busy))
 
 
 def dollars_per_request(gpus: Quantity, price: float, requests_per_s: Quantity) -> Quantity:

@@ -29,11 +29,13 @@ PROVENANCES: tuple[str, ...] = ("measured", "fitted", "transferred", "assumed")
 
 ACTIVATION_BYTES = 2  # activations are bf16 whatever the weights are [byte per number]
 Curves = Mapping[int, tuple[tuple[float, float], ...]]  # GPUs -> knots (size [byte], time [s]), never falling
-TILES = ((16, 64), (64, 64), (64, 128), (128, 128), (128, 256))  # rows x columns a thread block computes; CUTLASS sizes
+# rows x columns a thread block computes; CUTLASS sizes
+TILES = ((16, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
 QUANTISE_BYTES = 5  # of an activation that is read for its scale, read again and written in fp8 [byte per number]
 SPLITS = 8  # most thread blocks that share one tile along k [-]; assumed
 ATTENTION_TILE = 128  # query rows of a thread block of prefill attention [tokens]; FlashAttention-2/3
 DECODE_TILE = 64  # query rows (heads of a group x new tokens) of a thread block of decode attention [rows]
+DECODE_BLOCKS = 2  # thread blocks of decode attention an SM holds [-]; assumed, A100 rows tell it from 1 and 3
 RESIDENT_STEEPNESS = 20.0  # how sharply a KV cache larger than the last-level cache stops hitting it [-]; assumed
 
 
@@ -137,7 +139,7 @@ class Efficiency:
     gemm_bandwidth: float = 0.92  # share of memory bandwidth when streaming weights [-]
     gemm_flops: float = 0.83  # share of the peak FLOP rate when tensor cores are fed [-]
     gemm_knee: float = 3.0  # exponent of the smooth maximum of memory and compute time [-]
-    gemm_stream: float = 3.0  # bandwidth one SM can draw, in multiples of its fair share [-]
+    gemm_stream: float = 10.0  # bandwidth one SM draws alone, in multiples of its fair share [-]
     gemm_wave: float = 0.8  # how far the last, partly filled wave of thread blocks costs a whole one [-]
     tile_feed: float = 65e9  # operand bytes one SM is fed from the last-level cache [byte/s]
     split_start: float = 2.0e-6  # fixed time of reducing a product that is split along k [s]
@@ -150,6 +152,7 @@ class Efficiency:
     attention_start: float = 12e-6  # fixed time of a decode or verify attention call [s]
     kv_bandwidth: float = 0.90  # share of memory bandwidth when reading the KV cache [-]
     kv_stream: float = 2.2  # bandwidth one SM can draw in attention, in multiples of its fair share [-]
+    kv_wave: float = 0.0  # how far the last, partly filled wave of decode attention costs a whole one [-]
     kv_split: float = 16.0  # thread blocks that share the KV cache of one head when the batch is small [-]
     kv_split_ungrouped: float = 16.0  # the same for multi-head attention, which some kernels do not split [-]
     kv_combine: float = 0.0  # fixed time of combining a KV cache that is split between thread blocks [s]
@@ -519,10 +522,13 @@ def _waves(waves: Array, quantised: float) -> Array:
 
 
 def _underuse(waves: Array, stream: float) -> Array:
-    """Return by what factor memory is read slower because the last wave has too few readers [-]."""
+    """Return by what factor memory is read slower because the last wave has too few readers [-].
+
+    A full wave takes 1; one that fills a fraction f of the SMs takes (1 + (s - 1) f) / s, so that one SM alone draws s
+    times its fair share of the bandwidth and each further one a little less.
+    """
     whole = np.ceil(waves) - 1
-    last = np.maximum(waves - whole, 1 / stream)
-    factor: Array = np.maximum(whole + last, waves) / waves
+    factor: Array = (whole + (1 + (stream - 1) * (waves - whole)) / stream) / waves
     return factor
 
 
@@ -642,11 +648,12 @@ def decode_attention_time(
     r"""Return the attention time of one layer on one GPU for sequences with ``query`` new tokens each [s].
 
     .. math:: T = t_0 + t_c \left(1 - \frac{1}{\text{splits}}\right) + \max\!\left(
-              \frac{R}{\min(1, u N / S)} \left[\frac{\mu}{e BW} + \frac{1 - \mu}{S \phi}\right],
+              \frac{R\,W}{\min(1, u N / S)} \left[\frac{\mu}{e BW} + \frac{1 - \mu}{S \phi}\right],
               \frac{4 H_{kv} h \lceil q G \rceil_{64} B (K + \frac{q+1}{2})}{e_f F} \right)
 
-    with R the KV bytes read, N = H_kv max(B, splits) thread blocks, G query heads per KV head, and mu the share of R
-    that misses the last-level cache (1 unless the profile was timed on kernels alone).
+    with R the KV bytes read, N = H_kv max(B, splits) thread blocks, G query heads per KV head, mu the share of R
+    that misses the last-level cache (1 unless the profile was timed on kernels alone), and W the excess of a last wave
+    that is not full: 1 + kv_wave (ceil(w) / w - 1) for w = H_kv B / 2 S > 1 waves of two blocks an SM.
 
     Source
     ------
@@ -657,11 +664,13 @@ def decode_attention_time(
     read = 2 * hk * head_dim * PRECISION_BYTES[kv_precision] * b * (context_tokens + q)
     splits = np.where(h > hk, e.kv_split, e.kv_split_ungrouped)
     busy = np.minimum(1.0, hk * np.maximum(b, splits) * (e.kv_stream / sms))
+    waves = np.maximum(hk * b / (DECODE_BLOCKS * sms), 1.0)
+    tail = 1 + e.kv_wave * (np.ceil(waves) / waves - 1)
     missed = _missed(read, e.kv_resident * accelerator.l2)
     pace = missed / (accelerator.bandwidth * e.kv_bandwidth) + (1 - missed) / (sms * e.kv_feed)
     tile = DECODE_TILE * np.ceil(q * h / (hk * DECODE_TILE))
     flops = 4 * hk * head_dim * tile * b * (context_tokens + (q + 1) / 2)
-    slowest = np.maximum(read * pace / busy, flops / (accelerator.flops_bf16 * e.prefill_flops))
+    slowest = np.maximum(read * tail * pace / busy, flops / (accelerator.flops_bf16 * e.prefill_flops))
     slowest = np.maximum(slowest, read / accelerator.bandwidth)  # never below the datasheet
     return np.where(b * q > 0, e.attention_start + e.kv_combine * (1 - 1 / splits) + slowest, 0.0)
 

@@ -41,6 +41,40 @@ def weights_per_gpu(model: Transformer, tp: int = 1, precision: Precision = "bf1
     return split * PRECISION_BYTES[precision] + (parameters(model) - whole) * PRECISION_BYTES["bf16"] / tp
 
 
+def load_time(deployment: Deployment, bytes_per_s: float, draft: Transformer | None = None, draft_tp: int = 1) -> float:
+    r"""Return the time to load the weights of a replica, :math:`(t W_t + t_d W_d) / B` [s].
+
+    Parameters
+    ----------
+    deployment : Deployment
+        Model, tensor-parallel degree t and precision.
+    bytes_per_s : float
+        B, what the replica reads from storage or network, all its GPUs together [byte/s].
+    draft : Transformer, optional
+        Draft model beside it, on ``draft_tp`` of the GPUs.
+
+    Assumes
+    -------
+    Each GPU reads its share, replicated heads included; starting the engine takes no time of its own.
+
+    Raises
+    ------
+    InputError
+        If the rate is not above 0.
+
+    Examples
+    --------
+    >>> from theory.catalog import accelerator, model
+    >>> round(load_time(Deployment(model("llama-2-70b"), accelerator("h100-sxm"), 4), 4.2e9), 1)
+    32.8
+    """
+    require(math.isfinite(bytes_per_s) and bytes_per_s > 0, "bytes_per_s", "must be above 0 [byte/s]", bytes_per_s)
+    d = deployment
+    return (
+        d.tp * weights_per_gpu(d.model, d.tp, d.precision) + draft_tp * _draft_weights(d, draft, draft_tp)
+    ) / bytes_per_s
+
+
 def free_for_kv(deployment: Deployment, draft: Transformer | None = None, draft_tp: int = 1) -> float:
     r"""Return what is left for KV cache on the fullest GPU, below 0 if the weights do not fit [byte/GPU].
 

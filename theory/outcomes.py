@@ -5,12 +5,17 @@ by one of 13B, 34B and 70B, where 91.1 % are. Within a row of the table the sign
 given the row; how much that assumes depends on what a row is. One real prompt: nothing. A latent class of prompts
 (expected quality and signal law of each tier in it): that the classes are fine enough. An outcome pattern: that a
 tier's confidence depends on nothing but who is right, which is optimistic: hard prompts lower all confidences at once.
+
+What is known before any tier runs (a category, a predicted difficulty) is the covariate: one value per request, seen
+for nothing. With it and without signals a rule is a router, with signals and without it a cascade, with both a cascade
+that routes: one table, one programme.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -46,11 +51,16 @@ class Outcomes:
     weight: Array  # (R,) probability of the row, adds up to 1 [-]
     correct: Array  # (R, K) 0 or 1, or the expected quality in [0, 1] [-]
     signal: Array  # (R, K, L) P(tier k shows level l | row) [-]
+    covariate: Array = field(default_factory=lambda: np.ones((1, 1)))  # (R, X) P(x is known beforehand | row) [-]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tiers", tuple(self.tiers))
         for name in ("weight", "correct", "signal"):
             object.__setattr__(self, name, _frozen(name, getattr(self, name)))
+        known = np.asarray(self.covariate, dtype=np.float64)
+        one = known.ndim == 2 and len(known) == 1  # the same law in every row
+        shape = (np.atleast_1d(self.weight).size, known.shape[-1]) if one else known.shape
+        object.__setattr__(self, "covariate", _frozen("covariate", np.broadcast_to(known, shape)))
         _check_tiers(self.tiers)
         _check_shapes(self)
         _check_probabilities(self)
@@ -59,6 +69,11 @@ class Outcomes:
     def levels(self) -> int:
         """L, the number of signal levels of a tier [-]."""
         return int(self.signal.shape[2])
+
+    @property
+    def covariates(self) -> int:
+        """X, the number of values that the covariate takes [-]."""
+        return int(self.covariate.shape[1])
 
     @cached_property
     def joint(self) -> Array:
@@ -71,14 +86,29 @@ class Outcomes:
         return expected_by_signal(self, np.column_stack([np.ones_like(self.weight), self.correct]))
 
     @cached_property
-    def _shown(self) -> NDArray[np.intp] | None:
-        """The level each tier shows in each row, (R, K), if every row shows exactly one; else None."""
-        one_hot = bool(np.all((self.signal == 0.0) | (self.signal == 1.0)))
-        return self.signal.argmax(axis=2) if one_hot else None
+    def _laws(self) -> tuple[NDArray[np.intp], tuple[Array, ...]]:
+        """Which law each row has of the covariate and of each signal, (R, 1 + K), and the different laws of each.
+
+        Prompts that show the same level share a law, smeared or not: far fewer laws than rows.
+        """
+        seen = [self.covariate, *(self.signal[:, k] for k in range(len(self.tiers)))]
+        if all(bool(np.all((law == 0.0) | (law == 1.0))) for law in seen):  # certain ones need no search
+            certain = np.column_stack([law.argmax(axis=1) for law in seen])
+            return certain, tuple(np.eye(law.shape[1]) for law in seen)
+        at, laws = [], []
+        for each in seen:
+            law = np.ascontiguousarray(each)
+            # rows compared as bytes: twenty times faster than number by number
+            _, first, inverse = np.unique(
+                law.view(np.dtype((np.void, law[0].nbytes))).ravel(), return_index=True, return_inverse=True
+            )
+            at.append(inverse.ravel())
+            laws.append(law[first])
+        return np.stack(at, axis=1), tuple(laws)
 
 
 def expected_by_signal(outcomes: Outcomes, values: Array) -> Array:
-    r"""Return :math:`\sum_r w_r v_{rm} \prod_k P(l_k \mid r)` for each complete signal vector l, (m, L, ..., L).
+    r"""Return :math:`\sum_r w_r v_{rm} P(x \mid r) \prod_k P(l_k \mid r)` for each x and l, (m, X, L, ..., L).
 
     Parameters
     ----------
@@ -87,23 +117,29 @@ def expected_by_signal(outcomes: Outcomes, values: Array) -> Array:
         What is to be averaged, in its own unit.
     """
     weighted = outcomes.weight[:, None] * values
-    shape = (outcomes.levels,) * len(outcomes.tiers)
-    codes = outcomes.levels ** len(outcomes.tiers)
+    shape = (outcomes.covariates, *[outcomes.levels] * len(outcomes.tiers))
+    codes = math.prod(shape)
+    at, laws = outcomes._laws
+    kinds = tuple(len(law) for law in laws)
+    if math.prod(kinds) <= max(codes, len(weighted)):
+        code = np.ravel_multi_index(tuple(at.T), kinds)
+        counts = np.stack([np.bincount(code, column, math.prod(kinds)) for column in weighted.T])
+        smeared: Array = counts.astype(np.float64).reshape(-1, *kinds)
+        for law in laws:
+            # the first axis left is summed over and its levels go last: after all of them the order is back
+            smeared = np.tensordot(smeared, law, axes=(1, 0))
+        return smeared
     table = np.zeros((values.shape[1], codes), dtype=np.float64)
-    if outcomes._shown is not None:
-        code = np.ravel_multi_index(tuple(outcomes._shown.T), shape)
-        for m in range(len(table)):
-            table[m] = np.bincount(code, weighted[:, m], codes)
-    else:
-        step = max(1, _CHUNK // codes)
-        for i in range(0, len(weighted), step):
-            table += weighted[i : i + step].T @ _likelihood(outcomes.signal[i : i + step])
+    step = max(1, _CHUNK // codes)
+    for i in range(0, len(weighted), step):
+        part = slice(i, i + step)
+        table += weighted[part].T @ _likelihood(outcomes.covariate[part], outcomes.signal[part])
     return table.reshape(-1, *shape)
 
 
-def _likelihood(signal: Array) -> Array:
-    """Return P(complete signal vector | row), (R, L^K), the last tier's level running fastest."""
-    product = np.ones((len(signal), 1))
+def _likelihood(covariate: Array, signal: Array) -> Array:
+    """Return P(covariate, complete signal vector | row), (R, X L^K), the last tier's level running fastest."""
+    product = covariate
     for k in range(signal.shape[1]):
         product = (product[:, :, None] * signal[:, k, None, :]).reshape(len(signal), -1)
     return product
@@ -334,6 +370,82 @@ def _mixture_quantiles(right: Array, separation: Array, probability: Array) -> A
     return np.asarray((low + high) / 2)
 
 
+# ---------------------------------------------------------------- what is known beforehand
+
+
+def by_covariate(tables: Sequence[Outcomes], share: Sequence[float]) -> Outcomes:
+    r"""Return the outcomes of requests whose covariate x is known before any tier runs.
+
+    .. math:: P(x, \text{row}) = P(x)\, P(\text{row} \mid x)
+
+    Parameters
+    ----------
+    tables : X outcomes of the same tiers and levels
+        P(outcomes, signals | x) of each value x = 0..X - 1; a covariate they have of their own is left out.
+    share : (X,)
+        P(x), adds up to 1 [-].
+
+    Raises
+    ------
+    InputError
+        If there is no table, tiers or levels differ, or shares are no probabilities.
+
+    Examples
+    --------
+    >>> easy, hard = (from_patterns(("small", "large"), p) for p in ({"11": 1.0}, {"01": 0.5, "00": 0.5}))
+    >>> accuracy(by_covariate((easy, hard), (0.6, 0.4))).tolist()
+    [0.6, 0.8]
+    """
+    require(len(tables) > 0 and len(tables) == len(share), "share", f"must have {len(tables)} entries", len(share))
+    first = tables[0]
+    for table in tables:
+        same = table.tiers == first.tiers and table.levels == first.levels
+        rule = f"must all have the tiers {first.tiers} and {first.levels} levels"
+        require(same, "tables", rule, (table.tiers, table.levels))
+    value = np.repeat(np.arange(len(tables)), [len(t.weight) for t in tables])
+    return Outcomes(
+        first.tiers,
+        np.concatenate([p * t.weight for p, t in zip(share, tables, strict=True)]),
+        np.concatenate([t.correct for t in tables]),
+        np.concatenate([t.signal for t in tables]),
+        np.eye(len(tables))[value],
+    )
+
+
+def with_covariate(outcomes: Outcomes, value: ArrayLike, values: int | None = None) -> Outcomes:
+    """Return the outcomes with the covariate that each row shows, for certain.
+
+    Parameters
+    ----------
+    value : (R,) array of integers
+        The covariate of each row, 0..X - 1.
+    values : int, optional
+        X; by default the largest seen plus 1 (give it where train and test must agree).
+
+    Raises
+    ------
+    InputError
+        If the values are no integers in 0..X - 1, or not one for each row.
+    """
+    x = np.asarray(value, dtype=np.float64)
+    require(x.shape == outcomes.weight.shape, "value", f"must have shape {outcomes.weight.shape}", x.shape)
+    count = int(x.max()) + 1 if values is None else values
+    whole = bool(np.all((x == np.floor(x)) & (x >= 0) & (x < count)))
+    require(whole, "value", f"must hold integers in 0..{count - 1}", float(x.max()))
+    return replace(outcomes, covariate=np.eye(count)[x.astype(np.intp)])
+
+
+def without_covariate(outcomes: Outcomes) -> Outcomes:
+    """Return the same outcomes with nothing known before the first tier."""
+    return replace(outcomes, covariate=np.ones((1, 1)))
+
+
+def draw_covariate(outcomes: Outcomes, row: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Return the covariate of requests of these rows (:func:`draw`), (n,)."""
+    reached = np.cumsum(outcomes.covariate, axis=1)[row]
+    return np.asarray((rng.random((len(row), 1)) >= reached[:, :-1]).sum(axis=1))
+
+
 def _with_levels(outcomes: Outcomes, given_right: Array, given_wrong: Array) -> Outcomes:
     """Attach P(level | right) and P(level | wrong), each (K, L)."""
     way_out = "A signal of right and wrong needs rows that are right or wrong: split each row into outcome patterns."
@@ -411,8 +523,12 @@ def _check_shapes(outcomes: Outcomes) -> None:
     require(outcomes.correct.shape == (rows, tiers), "correct", expected, outcomes.correct.shape)
     shape = outcomes.signal.shape
     require(shape[:2] == (rows, tiers) and len(shape) == 3 and shape[2] > 0, "signal", expected + " + (levels,)", shape)
-    states = (shape[2] + 1) ** tiers
-    rule = f"must give at most {MAX_STATES} states (levels + 1)^tiers"
+    known = outcomes.covariate.shape
+    require(
+        len(known) == 2 and known[0] == rows and known[1] > 0, "covariate", f"must have shape ({rows}, values)", known
+    )
+    states = known[1] * (shape[2] + 1) ** tiers
+    rule = f"must give at most {MAX_STATES} states, covariates x (levels + 1)^tiers"
     require(states <= MAX_STATES, "signal", rule, states, "Use fewer levels.")
 
 
@@ -426,6 +542,10 @@ def _check_probabilities(outcomes: Outcomes) -> None:
     sums = outcomes.signal.sum(axis=2)
     worst = float(sums.flat[np.abs(sums - 1.0).argmax()])
     require(abs(worst - 1.0) <= SUM_TOLERANCE, "signal", "must add up to 1 over the levels [-]", worst)
+    _check_fractions("covariate", outcomes.covariate, outcomes.covariate.shape)
+    sums = outcomes.covariate.sum(axis=1)
+    worst = float(sums[np.abs(sums - 1.0).argmax()])
+    require(abs(worst - 1.0) <= SUM_TOLERANCE, "covariate", "must add up to 1 over its values [-]", worst)
 
 
 def _check_fractions(name: str, values: Array, shape: tuple[int, ...]) -> None:

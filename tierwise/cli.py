@@ -19,11 +19,21 @@ from .progress import Progress
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+INTERRUPTED = 130  # exit code of a shell for a command ended by Ctrl-C
+
+
 class Format(StrEnum):
     """How numbers are printed."""
 
     table = "table"
     json = "json"
+
+
+class Requests(StrEnum):
+    """How requests are written."""
+
+    csv = "csv"
+    parquet = "parquet"
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="table for people, json for programs")]
@@ -166,15 +176,38 @@ def simulate(
     profile: ProfileOption = None,
     format: FormatOption = Format.table,
     output: OutputOption = None,
+    replications: Annotated[int, typer.Option(help="independent runs, for intervals across them")] = 1,
+    workers: Annotated[int | None, typer.Option(help="processes for replications; by default one a core")] = None,
+    requests: Annotated[Requests, typer.Option(help="file of requests in --output: csv or parquet")] = Requests.csv,
 ) -> None:
-    """Simulate a scenario's deployment request by request; without one, the deployment the analytic planner picks."""
-    from planner.simulate import simulate_scenario
+    """Simulate a scenario's deployment request by request; without one, the deployment the analytic planner picks.
+
+    With --output: simulate.json, requests.csv, timeseries.png and timeseries.svg.
+    """
+    from planner.replications import usable_cores
+    from planner.report import write_simulation
+    from planner.requests import check_format
+    from planner.simulate import simulation
 
     from . import show
 
+    check_format(requests.value)
+    if output is not None:
+        _folder(output)
     with _progress() as progress:
-        result = simulate_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=progress)
-    _emit(result, show.simulation, format, output, "simulation.json")
+        found = simulation(
+            *_scenario(scenario, set_, seed),
+            profile=profile,
+            seed=seed,
+            progress=progress,
+            replications=replications,
+            workers=usable_cores() if workers is None else workers,
+            in_detail=output is not None,
+        )
+        if output is not None:
+            progress("writing", 0, 1)
+            write_simulation(found, requests.value, output)
+    _emit(found.result, show.simulation, format, None, "")
 
 
 @app.command()
@@ -291,6 +324,30 @@ def validate_cascade(
     _emit(evaluate(csv, chosen, seed=seed or 0), show.cascades, format, output, "cascade.json")
 
 
+@validate_app.command("quality")
+def validate_quality(
+    csv: Annotated[Path, typer.Argument(help="per-sample quality of model tiers, CSV or gzip CSV")],
+    tiers: Annotated[
+        str | None, typer.Option(help="models from cheap to dear, comma-separated; a default by file")
+    ] = None,
+    seed: SeedOption = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """P(tier right) and P(next tier rescues), out of fold; --output keeps predictors trained on all prompts."""
+    from calibration import quality_validation as quality
+
+    from . import show
+
+    chosen = tuple(name.strip() for name in tiers.split(",")) if tiers else None
+    result = quality.validate_quality(csv, chosen, seed=seed or 0)
+    if output is not None:
+        _folder(output)
+        quality.plot_reliability(result, output / "reliability.png")
+        quality.save_predictors(csv, output, chosen, seed=seed or 0)
+    _emit(result, show.quality, format, output, "quality.json")
+
+
 @app.command()
 def fit(
     directory: Annotated[Path, typer.Argument(help="folder of kernel measurements")],
@@ -381,6 +438,8 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns a KeyboardInterrupt into this code and says nothing
+            raise KeyboardInterrupt
     except InputError as error:
         code = _say(str(error), 2)
     except InfeasibleError as error:
@@ -392,7 +451,7 @@ def main() -> None:
             sys.exit(2)
         code = _say(_usage(message), 2)
     except (KeyboardInterrupt, typer.Abort):
-        code = _say("interrupted; nothing was written.", 130)
+        code = _say("interrupted; nothing was written.", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

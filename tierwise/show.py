@@ -127,34 +127,63 @@ def _params(count: float) -> str:
 def simulation(result: dict[str, Any]) -> None:
     """Print what ``simulate`` found."""
     console = _console()
+    runs = result["intervals"]["replications"]
     console.print(
-        f"{result['scenario']}: {result['requests']} requests, status [bold]{result['status']}[/bold], "
-        f"engine {result['wall_s']:.2f} s"
+        f"{result['scenario']}: {result['requests']} requests"
+        + (f" in {runs} replications" if runs > 1 else "")
+        + f", status [bold]{result['status']}[/bold], engine {result['wall_s']:.2f} s"
     )
-    _latencies(console, result)
-    tiers = _table("Tiers", "tier", "share", "stops", "mean batch", "accepted")
-    for tier in result["tiers"]:
-        accepted = "-" if tier["acceptance"] is None else f"{tier['acceptance']:.2f}"
-        tiers.add_row(
-            tier["name"], f"{tier['share']:.1%}", f"{tier['stop_fraction']:.1%}", f"{tier['mean_batch']:.1f}", accepted
+    if result["status"] == "overloaded":
+        who = ", ".join(t["name"] for t in result["tiers"] if t["status"] == "overloaded")
+        console.print(
+            f"[bold]Overloaded[/bold] at {who}: more arrives than completes. TTFT and the time to the final answer "
+            "grow with the length of the run: what stands below is of this run alone."
         )
-    console.print(tiers)
-    flow, cost, quality = result["throughput"], result["cost"], result["quality"]
+    _latencies(console, result)
+    _simulated_tiers(console, result)
+    flow, cost, quality, good = result["throughput"], result["cost"], result["quality"], result["goodput"]
     console.print(
         f"{flow['requests_per_s']:.2f} requests/s, {flow['output_tokens_per_s']:.0f} output tokens/s, "
-        f"goodput {result['goodput']['fraction']:.1%}, {cost['usd_per_1000_requests']:.3f} USD per 1000 requests"
+        f"{_or_none(flow['per_user'], '{:.1f}')} tokens/s for a user, "
+        f"goodput {good['fraction']:.1%} ({good['requests_per_s']:.2f} requests/s)"
+    )
+    energy = result["energy_j"]
+    console.print(
+        f"{cost['usd_per_1000_requests']:.3f} USD and {cost['gpu_s_held_per_request'] * 1000:.0f} GPU s per 1000 "
+        f"requests, {energy['per_request']:.0f} J a request ({energy['per_request_at_least']:.0f} to "
+        f"{energy['per_request_at_most']:.0f}; power assumed)"
     )
     if quality is not None:
         low, high = ("unknown" if end is None else f"{end:.4f}" for end in quality["interval"])
         console.print(f"Quality {quality['mean']:.4f} (95 %: {low} to {high})")
 
 
+def _simulated_tiers(console: Console, result: dict[str, Any]) -> None:
+    columns = ("share", "stops", "mean batch", "busy", "accepted", "rounds", "preempted")
+    table = _table("Tiers", "tier", *columns)
+    for t in result["tiers"]:
+        table.add_row(
+            t["name"],
+            f"{t['share']:.1%}",
+            f"{t['stop_fraction']:.1%}",
+            _or_none(t["mean_batch"], "{:.1f}"),
+            _or_none(t["utilisation"], "{:.0%}"),
+            _or_none(t["acceptance"], "{:.2f}"),
+            _or_none(t["rounds_per_request"], "{:.1f}"),
+            _or_none(t["preemptions_per_request"], "{:.2f}"),
+        )
+    console.print(table)
+
+
 def _latencies(console: Console, result: dict[str, Any]) -> None:
-    table = _table("Latency", "metric", "mean", "p50", "p90", "p99", "95 % of the mean")
+    table = _table("Latency", "metric", "mean", "p50", "p90", "p95", "p99", "95 % of the mean")
     for key, name in (("ttft_s", "TTFT of a visit"), ("tpot_s", "TPOT of a visit"), ("e2e_s", "time to final answer")):
         m = result[key]
         low, high = m["interval"]
-        table.add_row(name, *(_time(m[p]) for p in ("mean", "p50", "p90", "p99")), f"{_time(low)} to {_time(high)}")
+        figures = (_time(m[p]) for p in ("mean", "p50", "p90", "p95", "p99"))
+        unknown = "none: it grows" if result["status"] == "overloaded" and key != "tpot_s" else "unknown"
+        known = low is not None and high is not None
+        table.add_row(name, *figures, f"{_time(low)} to {_time(high)}" if known else unknown)
     console.print(table)
 
 
@@ -229,6 +258,22 @@ def cascades(result: dict[str, Any]) -> None:
         plans.add_row(r["name"], *costs, *(_or_none(r[k], "{:.4f}") for k in ("predicted_quality", "realised_quality")))
     console.print(areas)
     console.print(plans)
+
+
+def quality(result: dict[str, Any]) -> None:
+    """Print how good a quality predictor is, out of fold."""
+    console = _console()
+    columns = ("n", "Brier", "log loss", "AUROC", "R2", "ECE raw", "ECE", "by chance")
+    for g in result["by_group"]:
+        table = _table(f"{g['name']}: {g['n']} prompts, signal {g['signal']}", "predicted", *columns)
+        for e in (*g["right"], *g["rescue"]):
+            numbers = (_or_none(e.get(k), "{:.3f}") for k in ("brier", "log_loss", "auroc", "r2", "ece_raw", "ece"))
+            table.add_row(e["name"], str(e["n"]), *numbers, f"{e['ece_by_chance']['mean']:.3f}")
+        chance = g["ece_by_chance"]["mean"]
+        table.add_row(
+            "all tiers right", "", *[""] * 4, _or_none(g["ece_raw"], "{:.3f}"), f"{g['ece']:.3f}", f"{chance:.3f}"
+        )
+        console.print(table)
 
 
 def _or_none(value: float | None, form: str) -> str:

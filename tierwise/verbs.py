@@ -41,6 +41,17 @@ def simulate(
     set: Sequence[str] = (),
     profile: str | None = None,
     seed: int | None = None,
+    replications: int = 1,
+    workers: int = 1,
 ) -> dict[str, Any]:
-    """Return what happens when a scenario's deployment is simulated; see ``tierwise simulate``. Arguments as `plan`."""
-    return simulate_scenario(*load_scenario(scenario, set), profile=profile, seed=seed, progress=silent)
+    """Return what happens when a scenario's deployment is simulated; see ``tierwise simulate``. Arguments as `plan`.
+
+    Parameters
+    ----------
+    replications : int
+        Independent runs, for intervals across them [-].
+    workers : int
+        Processes that share them; the result is the same for any number. A script that asks for more than one needs
+        ``if __name__ == "__main__":`` [-].
+    """
+    return simulate_scenario(*load_scenario(scenario, set), profile, seed, silent, replications, workers)

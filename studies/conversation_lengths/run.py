@@ -5,7 +5,7 @@ much they miss what a serving simulation feels: quantiles, the KV load of a requ
 
     python studies/conversation_lengths/run.py --trace FILE [--quick] [--output DIR]
 
-FILE is the Azure LLM inference trace 2023 (conversation) as a CSV (columns: see ``simulator.workload.read_trace``).
+FILE is the Azure LLM inference trace 2023 (conversation) as a CSV (columns: see ``simulator.traces.read_trace``).
 Exits with 1 when a verdict differs from the one in EXPECTED.
 """
 
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
 
-from simulator.workload import LogNormalLengths, Workload, read_trace
+from simulator.traces import read_trace
+from simulator.workload import LogNormalLengths, Workload
 from theory.errors import InputError
 
 HERE = Path(__file__).parent

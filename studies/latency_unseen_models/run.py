@@ -113,8 +113,9 @@ def readme(result: dict[str, Any]) -> str:
     lines += [
         "",
         "The measured all-reduces jump between 7 and 44 us (H100, 2 GPUs) or 20 and 65 us (A100) at neighbouring sizes",
-        "below 1 MB. A profile keeps a curve that never falls (isotonic), so that a larger batch is never faster; what",
-        "is left of the jumps is the largest error of decoding.",
+        "below 1 MB: waits for a host, no protocol (`../latency_in_sample`). A profile keeps the median curve "
+        "that never",
+        "falls, so that a larger batch is never faster; what is left of the jumps is the largest error of decoding.",
         "",
         "## By model and TP",
         "",

@@ -63,11 +63,7 @@ def row(table: Outcomes, lam: float) -> dict[str, Any]:
 
 def early_stop(table: Outcomes, lam: float) -> float:
     """Return the share of requests that run the first tier and no other [-]."""
-    policy = solve(table, COSTS, lam)
-    if policy.first.tier != 0:
-        return 0.0
-    mass = table.joint[0].sum(axis=(1, 2))
-    return float(sum(m for level, m in enumerate(mass) if policy.action(1, [level]).kind == "answer"))
+    return float(evaluate(solve(table, COSTS, lam), table, COSTS).stops[0])
 
 
 def ranges(table: Outcomes) -> list[list[float]]:
