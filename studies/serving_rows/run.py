@@ -63,8 +63,9 @@ def start(engine: str, gpu: str) -> EngineTimes:
 def fitted(points: Sequence[ServingPoint]) -> EngineTimes:
     """Return the engine times of these points, full front ends left out."""
     key = points[0].engine, points[0].accelerator
-    usable = [p for p in points if not p.apart][::EVERY]
-    return fit_times(start(*key), FREE[key], usable, said)
+    usable = [p for p in points if not p.apart]
+    drawn = np.sort(np.random.default_rng(0).permutation(len(usable))[: len(usable) // EVERY])
+    return fit_times(start(*key), FREE[key], [usable[i] for i in drawn], said)
 
 
 def groups(points: Sequence[ServingPoint]) -> dict[tuple[str, str], list[ServingPoint]]:
@@ -313,7 +314,7 @@ def triple(e: dict[str, float]) -> str:
 
 def spelled(fit: dict[str, Any]) -> str:
     """Return fitted times in words."""
-    times = [f"{n.replace('_', ' ')} {1e6 * fit[n]:.3g}" for n in TIMES if fit.get(n)]
+    times = [f"{n.replace('_', ' ')} {1e6 * fit[n]:.3g}" for n in TIMES if fit.get(n, 0.0) > 1e-8]
     return ", ".join(times + ([f"kernels x {fit['kernels']:.3f}"] if fit.get("kernels", 1.0) != 1.0 else []))
 
 
