@@ -138,8 +138,10 @@ def fit_times(
         ttft = [np.log(s.ttft_s / p.ttft_s) for s, p in zip(said, points, strict=True)]
         return np.concatenate([tpot, TTFT_WEIGHT * np.array(ttft)])
 
+    span = np.array([np.log(2.0) if name == "kernels" else 5.0 for name in free])
+    bounds = (ORIGIN - span, ORIGIN + span)
     fits = [
-        least_squares(errors, x, loss="soft_l1", f_scale=SOFT, diff_step=0.05 / ORIGIN, max_nfev=10)
+        least_squares(errors, x, bounds=bounds, loss="soft_l1", f_scale=SOFT, diff_step=0.05 / ORIGIN, max_nfev=10)
         for x in (ORIGIN + np.array([0.0 if name == "kernels" else s for name in free]) for s in SHIFTS)
     ]
     found = min(fits, key=lambda fit: float(fit.cost))
