@@ -14,11 +14,13 @@ from theory.errors import InfeasibleError, require
 
 from . import explain
 from .build import Problem, resolve
+from .crossover import crossover
 from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario
 from .search import Candidate, Search, best_of, quality_floor, refine, single
 from .simulate import measured_capacity, missed, simulate_candidate
 from .space import Space, enumerate_space, with_slo
+from .tipping import tipping_points
 
 CAPACITY_REQUESTS = 6000  # of the scenario, simulated at each rate to find what a replica bears [-]
 CAPACITY_STEP = 0.95  # a service that misses an SLO in simulation is taken to bear this share of that load [-]
@@ -82,10 +84,11 @@ def plan_scenario(
         "plan": {
             "gpus": chosen.gpus,
             "accelerator": problem.accelerator.name,
-            "tiers": explain.tiers(problem, chosen),
+            "tiers": explain.tiers(problem, space, chosen),
             "first_stops": explain.first_stops(chosen.rule),
             "stop_rule": explain.stop_rule(chosen.rule),
         },
+        "traffic": explain.traffic(problem),
         "predicted": figures,
         "simulated": simulated,
         "baseline": baseline,
@@ -95,6 +98,7 @@ def plan_scenario(
         "speculation": _speculation(problem, space, chosen),
         "binding": explain.binding(problem, space, chosen, search.used(chosen)),
         "sensitivity": _sensitivity(problem, space, progress),
+        "changes": _changes(search, chosen, candidates, progress),
         "evaluated": {
             "analytic": search.evaluated,
             "policies": len(candidates),
@@ -177,7 +181,7 @@ def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:
         progress("baseline", 1, 1)
         simulated = simulate_candidate(problem, candidate, seed)
         rows[key] = {
-            "tiers": explain.tiers(problem, candidate),
+            "tiers": explain.tiers(problem, search.space, candidate),
             "predicted": explain.predicted(problem, restricted.space, candidate),
             "simulated": simulated,
             "keeps_slos": not missed(simulated, candidate, problem),
@@ -268,10 +272,13 @@ def _load_prices(search: Search, chosen: Candidate, lam: float | None) -> dict[s
 
 
 def _speculation(problem: Problem, space: Space, chosen: Candidate) -> dict[str, Any]:
-    crossings = [explain.crossover(problem, space, group) for group in chosen.groups]
+    crossings = [crossover(problem, space, group) for group in chosen.groups]
     return {
-        "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, chosen)},
+        "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, space, chosen)},
         "crossover_requests_per_s": {c["tier"]: c["crossover_requests_per_s"] for c in crossings if c is not None},
+        "crossover_interval_requests_per_s": {
+            c["tier"]: c["crossover_interval_requests_per_s"] for c in crossings if c is not None
+        },
         "by_tier": [c for c in crossings if c is not None],
     }
 
@@ -301,6 +308,16 @@ def _sensitivity(problem: Problem, space: Space, progress: Progress) -> list[dic
             row |= {"infeasible": str(error)}
         rows.append(row)
     return rows
+
+
+def _changes(
+    search: Search, chosen: Candidate, candidates: list[Candidate], progress: Progress
+) -> list[dict[str, Any]]:
+    """Return what would change the decision, on the capacities that simulation left behind."""
+    progress("changes", 0, 1)
+    rules = [chosen.rule, *(c.rule for c in pareto(candidates))]
+    space = replace(search.space, capacity=tuple(c.copy() for c in search._capacity))
+    return tipping_points(search.problem, space, chosen, rules)
 
 
 def _at_load(problem: Problem, factor: float) -> Problem:

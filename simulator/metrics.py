@@ -271,7 +271,8 @@ def utilisation(records: Records, edges: Array) -> Estimate:
     The share is exact. Its interval is from slices, over which the service of each request is spread evenly between
     its admission and its completion.
     """
-    value = records.busy_s / records.replicas / max(records.end_s - float(records.arrival[0]), 1e-300)
+    share = records.busy_s / records.replicas / max(records.end_s - float(records.arrival[0]), 1e-300)
+    value = min(share, 1.0)  # sums of step times may pass their span by a rounding
     stay = np.maximum(records.completion - records.admitted, 1e-300)
     busy = present(records.admitted, records.completion, edges, records.service_s / stay) / records.replicas
     half = time_mean(busy, records.arrival.size)

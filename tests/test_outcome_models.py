@@ -110,7 +110,7 @@ def test_smearing_moves_no_prompt_to_another_level_on_balance(counts: list[int],
     """The plan's cost is decided by how many prompts show a level: a kernel that shifts them promises another cost."""
     level = np.repeat(np.arange(len(counts)), counts)[:, None]
     table = smoothed_outcomes(("a",), np.full((len(level), 1), 0.5), level, len(counts), width)
-    assert table.joint[0] == pytest.approx(np.array(counts) / sum(counts), abs=1e-5)
+    assert table.joint[0, 0] == pytest.approx(np.array(counts) / sum(counts), abs=1e-5)
 
 
 def test_folds_are_even() -> None:

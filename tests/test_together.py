@@ -320,7 +320,7 @@ def test_metrics_take_a_tier_of_replicas_together() -> None:
     tier = TierSetup("t", table(), Limits(max_num_seqs=8), PLENTY, replicas=3, routing=LEAST)
     calm, full = (measure(simulate_tier(poisson(4000, rate), tier, 1)) for rate in (6.0, 200.0))
     assert calm.status == "steady"
-    assert calm.utilisation <= 1.0
+    assert calm.utilisation.value <= 1.0
     assert full.status == "overloaded"
 
 

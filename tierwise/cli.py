@@ -22,6 +22,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 INTERRUPTED = 130  # exit code of a shell for a command ended by Ctrl-C
 
 
+class Interrupted(Exception):  # noqa: N818 - what happened, not what is wrong
+    """Ctrl-C in the middle of work that is kept; the message says where."""
+
+
 class Format(StrEnum):
     """How numbers are printed."""
 
@@ -40,6 +44,9 @@ FormatOption = Annotated[Format, typer.Option("--format", help="table for people
 OutputOption = Annotated[Path | None, typer.Option("--output", help="folder for files, made if absent")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="seed of every random draw")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="scenario override a.b=value, repeatable")]
+SweepOption = Annotated[
+    list[str] | None, typer.Option("--sweep", help="KEY=a:b:logN, a:b:linN or v1,v2,...; repeatable, gives the grid")
+]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="efficiency profile: name or TOML file")]
 ScenarioArgument = Annotated[str | None, typer.Argument(help="YAML file or shipped name; the shipped one by default")]
 
@@ -218,19 +225,29 @@ def plan(
     profile: ProfileOption = None,
     format: FormatOption = Format.table,
     output: OutputOption = None,
+    sweep: SweepOption = None,
 ) -> None:
-    """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario."""
+    """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario.
+
+    With --output: plan.json, frontier.csv, frontier.png, launch-TIER.sh, bench.sh, policy.json and scenario.yaml; with
+    --sweep as well: sweep.json, sweep.csv, sweep.png, and sweep.jsonl, whose finished points are not planned again.
+    """
     from planner.plan import plan_scenario
     from planner.report import write_report
 
     from . import show
 
+    settings = [*(set_ or ()), *(() if profile is None else (f"fleet.profile={profile}",))]
+    if sweep:
+        _sweep(scenario, settings, sweep, seed, format, output)
+        return
     if output is not None:
         _folder(output)
+    asked, start = _scenario(scenario, settings, seed)
     with _progress() as progress:
-        result = plan_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=progress)
+        result = plan_scenario(asked, start, seed=seed, progress=progress)
     if output is not None:
-        write_report(result, output)
+        write_report(result, output, asked, start)
     _emit(result, show.plan, format, None, "")
 
 
@@ -383,6 +400,35 @@ def fit(
     _emit(result, show.fitted, format, None, "")
 
 
+def _sweep(
+    scenario: str | None, settings: list[str], axes: list[str], seed: int | None, format: Format, output: Path | None
+) -> None:
+    from planner.report import write_sweep
+    from planner.scenario import SHIPPED
+    from planner.sweep import grid, parse_axis, sweep
+
+    from . import show
+
+    _scenario(scenario, settings, seed)  # refuse what is wrong without the sweep in its own words
+    points = grid([parse_axis(axis) for axis in axes], scenario or SHIPPED, settings)
+    if output is not None:
+        _folder(output)
+    try:
+        with _progress() as progress:
+            rows, reused = sweep(points, seed, progress, output)
+    except KeyboardInterrupt:
+        kept = (
+            f"finished points are in {output}/sweep.jsonl: the same command goes on" if output else "nothing was kept"
+        )
+        raise Interrupted(kept) from None
+    result = {"scenario": points[0].scenario.name, "points": rows}
+    if output is not None:
+        write_sweep(result, output)
+    if reused:
+        sys.stderr.write(f"tierwise: {reused} of {len(rows)} points were in {output}/sweep.jsonl\n")
+    _emit(result, show.sweep, format, None, "")
+
+
 def _scenario(name: str | None, overrides: list[str] | None, seed: int | None) -> tuple[Any, Path]:
     from planner.scenario import SHIPPED, load_scenario
 
@@ -450,6 +496,8 @@ def main() -> None:
             sys.stderr.write(message + "\n")
             sys.exit(2)
         code = _say(_usage(message), 2)
+    except Interrupted as error:
+        code = _say(f"interrupted; {error}.", INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
         code = _say("interrupted; nothing was written.", INTERRUPTED)
     except BrokenPipeError:

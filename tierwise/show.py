@@ -328,6 +328,27 @@ def plan(result: dict[str, Any]) -> None:
     )
 
 
+def sweep(result: dict[str, Any]) -> None:
+    """Print the plan of each point of a sweep."""
+    from planner.sweep import described
+
+    console, rows = _console(), result["points"]
+    table = _table(f"{result['scenario']}: plans", *rows[0]["settings"], "GPUs", "USD/1000", "quality", "lambda USD")
+    table.add_column("tiers (draft, its length at the mean batch)", overflow="fold")
+    for r in rows:
+        given = [f"{v:g}" if isinstance(v, float) else str(v) for v in r["settings"].values()]
+        if not r["feasible"]:
+            table.add_row(*given, "-", "-", "-", "-", f"none: {r['reason'].split('. ')[0]}")
+            continue
+        figures = (
+            f"{r['usd_per_1000_requests']:.3f}",
+            _or_none(r["quality"], "{:.4f}"),
+            _or_none(r["lambda"], "{:.3g}"),
+        )
+        table.add_row(*given, str(r["gpus"]), *figures, described(r["tiers"]))
+    console.print(table)
+
+
 def _schedule(ranges: list[list[int]]) -> str:
     if not ranges:
         return "-"

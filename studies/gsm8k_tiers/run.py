@@ -36,7 +36,7 @@ RESAMPLES = 200
 SHARES = (0.25, 0.5, 0.75)  # of the quality gap, at which plans are judged under the shift [-]
 EXPECTED = {
     "length alone gains less than 0.05 of area over single models": True,
-    "an oracle matches 70B at less than a quarter of its cost": True,
+    "an oracle matches 70B at less than a quarter of its cost": False,  # 24.2 %, but its interval ends above 25 %
     "a perfect verifier matches 70B at less than half of its cost": True,
     "a latent difficulty seen by length saves less than 5 % at the quality of 70B": True,
     "costs that ignore the lengths of hard problems promise at least 2 % too little to a verifier": True,
@@ -225,7 +225,7 @@ def analyse(data: Path) -> dict[str, Any]:
     return {
         "verdicts": {
             "length alone gains less than 0.05 of area over single models": area["policy"] - area["singles"] < 0.05,
-            "an oracle matches 70B at less than a quarter of its cost": limit["oracle_cost_share"] < 0.25,
+            "an oracle matches 70B at less than a quarter of its cost": limit["oracle_cost_share_interval"][1] < 0.25,
             "a perfect verifier matches 70B at less than half of its cost": limit["verifier_cost_share_interval"][1]
             < 0.5,
             "a latent difficulty seen by length saves less than 5 % at the quality of 70B": seen["cost_share"] > 0.95,
