@@ -9,7 +9,7 @@ import numpy as np
 from calibration.engines import EngineTimes, engine_times, with_times
 from calibration.profiles import serving_profile
 from calibration.serving import Prediction, ServingPoint
-from simulator.engine import Records, simulate
+from simulator.engine import StepTable, simulate
 from simulator.workload import Workload
 from theory.catalog import accelerator, model
 from theory.errors import require
@@ -26,7 +26,10 @@ SEED = 0  # of the lengths, where they are not nominal
 
 
 def predict_point(
-    point: ServingPoint, profile: str | Profile | None = None, times: EngineTimes | None = None
+    point: ServingPoint,
+    profile: str | Profile | None = None,
+    times: EngineTimes | None = None,
+    table: StepTable | None = None,
 ) -> Prediction:
     """Return mean TTFT and TPOT of a point: all clients at once, each sending again when its answer is complete.
 
@@ -36,29 +39,37 @@ def predict_point(
         Kernels; by default those of the point's engine and accelerator.
     times : EngineTimes, optional
         What the engine adds; by default what was fitted for it.
+    table : StepTable, optional
+        :func:`kernel_table` of the point, where it is at hand.
 
     Raises
     ------
     InputError
         If the weights do not fit, or no request fits the KV cache.
     """
-    chosen = (
-        profile
-        if isinstance(profile, Profile)
-        else serving_profile(accelerator(point.accelerator), profile, point.engine)
-    )
     own = times or engine_times(point.engine, point.accelerator)
-    run = _run(point, with_times(chosen, own), own)
+    deployment = deployed(point, own)
+    steps = with_engine(table or kernel_table(point, profile, own.kernels), own, deployment.model.layers)
+    run = simulate(workload(point), steps, deployment.limits, kv_capacity_tokens(deployment))
     require(not run.refused.any(), "csv", "must hold points whose requests fit the KV cache", point.name)
     ttft = run.first_token - run.arrival
     tpot = (run.completion - run.first_token) / np.maximum(run.output - 1, 1)
     return Prediction(float(ttft.mean()), float(tpot.mean()))
 
 
-def _run(point: ServingPoint, profile: Profile, times: EngineTimes) -> Records:
-    deployment = deployed(point, times)
-    table = step_table(deployment, profile, None, point.prompt + point.output / 2)
-    return simulate(workload(point), table, deployment.limits, kv_capacity_tokens(deployment))
+def kernel_table(point: ServingPoint, profile: str | Profile | None = None, kernels: float = 1.0) -> StepTable:
+    """Return the step times of a point's replica without what its engine adds; kernels take that much longer."""
+    gpu = accelerator(point.accelerator)
+    chosen = profile if isinstance(profile, Profile) else serving_profile(gpu, profile, point.engine)
+    bare = EngineTimes(point.engine, point.accelerator, 0.0, 0.0, 0.0, 0.0, kernels)
+    return step_table(deployed(point, bare), with_times(chosen, bare), None, point.prompt + point.output / 2)
+
+
+def with_engine(table: StepTable, times: EngineTimes, layers: int) -> StepTable:
+    """Return step times of kernels with those of an engine: on every step, on each of its sequences, and the floor."""
+    sequences = np.maximum(np.arange(table.base.shape[1]), 1)  # a step of prompts alone has one
+    added = times.step + layers * times.layer + times.sequence * sequences
+    return replace(table, base=table.base + added, prefill_floor=layers * times.eager_layer)
 
 
 def deployed(point: ServingPoint, times: EngineTimes) -> Deployment:

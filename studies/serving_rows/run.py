@@ -26,14 +26,14 @@ from calibration.profiles import serving_profile
 from calibration.readers import read_aiconfigurator
 from calibration.serving import Prediction, ServingPoint, compare, plot_points, read_serving, summaries
 from calibration.validate import error_summary
-from planner.serving import predict_point
+from planner.serving import kernel_table, predict_point
+from simulator.engine import StepTable
 from theory.catalog import accelerator, model
 from theory.latency import gemm_time
 from theory.work import layer_gemms
 
 HERE = Path(__file__).parent
 BARS = {"tpot": 0.06, "ttft": 0.20, "ttft without full front ends": 0.12, "tpot, nothing fitted": 0.08}  # MAPE [-]
-EVERY = 3  # of the points allowed in a fit this many are used, for speed [-]
 # What an engine adds where nothing was fitted, the same for all. Assumed: gaps of 1.3 us between two kernels of a CUDA
 # graph, the order of magnitude that NVIDIA reports for graph launches, times 11 kernels a layer (two norms, four
 # products, rotary, cache write, attention, activation, addition); and half a millisecond of host time a step.
@@ -50,9 +50,15 @@ FREE = {  # times that are fitted, the others as they are in START
 START = {"vllm": (1e-3, 0.0, 20e-6, 0.5e-3), "trtllm": (0.0, 14e-6, 10e-6, 0.5e-3)}  # step, layer, sequence, eager [s]
 
 
+TABLES: dict[tuple[str, float], StepTable] = {}  # kernels of a point, which a fit of what is added leaves alone
+
+
 def said(point: ServingPoint, times: EngineTimes) -> Prediction:
     """Return what is predicted with given engine times."""
-    return predict_point(point, None, times)
+    key = point.name, times.kernels
+    if key not in TABLES:
+        TABLES[key] = kernel_table(point, None, times.kernels)
+    return predict_point(point, None, times, TABLES[key])
 
 
 def start(engine: str, gpu: str) -> EngineTimes:
@@ -63,9 +69,7 @@ def start(engine: str, gpu: str) -> EngineTimes:
 def fitted(points: Sequence[ServingPoint]) -> EngineTimes:
     """Return the engine times of these points, full front ends left out."""
     key = points[0].engine, points[0].accelerator
-    usable = [p for p in points if not p.apart]
-    drawn = np.sort(np.random.default_rng(0).permutation(len(usable))[: len(usable) // EVERY])
-    return fit_times(start(*key), FREE[key], [usable[i] for i in drawn], said)
+    return fit_times(start(*key), FREE[key], [p for p in points if not p.apart], said)
 
 
 def groups(points: Sequence[ServingPoint]) -> dict[tuple[str, str], list[ServingPoint]]:
