@@ -70,7 +70,7 @@ def test_rules_reach_limits_and_table() -> None:
 
 
 def test_host_times_of_a_preset_yield_to_those_of_scenario_and_profile() -> None:
-    usual, given = problem("engine.preset=vllm"), problem("engine={preset: vllm, host_step_s: 1.0e-4}")
+    usual, given = problem("engine={preset: vllm}"), problem("engine={preset: vllm, host_step_s: 1.0e-4}")
     own = usual.profile.efficiency
     times = engine_times("vllm", usual.accelerator.name)
     assert (own.host_step, own.host_sequence) == (times.step, times.sequence)
