@@ -6,6 +6,7 @@ import dataclasses
 import os
 import tempfile
 import tomllib
+from functools import cache
 from pathlib import Path
 
 from theory.catalog import accelerator as _accelerator
@@ -44,9 +45,20 @@ def load_profile(name: str | Path) -> Profile:
     >>> load_profile("h100-sxm").accelerator
     'h100-sxm'
     """
-    path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
+    if str(name).endswith(".toml"):
+        return _read(Path(name))
+    return _shipped(str(name))
+
+
+@cache
+def _shipped(name: str) -> Profile:
+    return _read(FOLDER / f"{name}.toml")
+
+
+def _read(path: Path) -> Profile:
     if not path.is_file():
-        refuse("profile", f"must be one of {', '.join(available_profiles())}, or a path to a .toml file", str(name))
+        known, given = ", ".join(available_profiles()), path.stem if path.parent == FOLDER else str(path)
+        refuse("profile", f"must be one of {known}, or a path to a .toml file", given)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -54,11 +66,12 @@ def load_profile(name: str | Path) -> Profile:
     return _from_table(table, path.name)
 
 
-def serving_profile(accelerator: Accelerator, name: str | Path | None = None) -> Profile:
+def serving_profile(accelerator: Accelerator, name: str | Path | None = None, engine: str = "vllm") -> Profile:
     """Return the profile to predict serving on ``accelerator`` with.
 
     The one named, or the one fitted to serving kernels of this accelerator (``-vllm`` before others); for an
-    accelerator that was not measured, that of a near relative transferred to its datasheet and tagged so.
+    accelerator that was not measured, that of a near relative transferred to its datasheet and tagged so. For
+    TensorRT-LLM its kernels are :func:`fused`: those of its own were not measured.
 
     Raises
     ------
@@ -75,7 +88,24 @@ def serving_profile(accelerator: Accelerator, name: str | Path | None = None) ->
     own = next((n for n in (f"{accelerator.name}-vllm", accelerator.name) if n in known), None)
     relative = "a100-80g-sxm" if accelerator.name.startswith("a100") else "h100-sxm-vllm"
     profile = load_profile(name or own or relative)
+    if name is None and engine == "trtllm":
+        profile = fused(profile)
     return profile if profile.accelerator == accelerator.name else transfer(profile, accelerator)
+
+
+def fused(profile: Profile) -> Profile:
+    """Return the profile for an engine that fuses element-wise work and fp8 rounding into its neighbours.
+
+    No thread block walks a whole row alone, and an fp8 product starts as a bf16 one does. Inferred from serving rows
+    of TensorRT-LLM: with the kernels of vLLM the models of 32, 64 and 80 layers want different gaps between kernels,
+    with fused ones those of 32 and 64 agree (studies/serving_rows).
+    """
+    own = profile.efficiency
+    return dataclasses.replace(
+        profile,
+        name=f"{profile.name}, fused",
+        efficiency=dataclasses.replace(own, element_row=0.0, fp8_start=own.gemm_start),
+    )
 
 
 def _from_table(table: dict[str, object], where: str) -> Profile:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.engines import EngineTimes, engine_times, slower
 from calibration.profiles import serving_profile
 from simulator import workload as wl
 from simulator.traces import CHARACTERS_PER_TOKEN, read_trace
@@ -25,7 +26,6 @@ from theory.speculation import mean_tokens
 from theory.work import parameters
 
 from .predict import DraftModel
-from .presets import HOST_TIMES
 from .scenario import Arrivals, DraftChoice, Engine, Fleet, Lengths, Quality, Scenario, TierChoice, Traffic
 
 
@@ -78,25 +78,37 @@ class Problem:
     def deployment(self, tier: int, tp: int, pool: Pool | None = None) -> Deployment:
         """Return a replica of ``tier`` on ``tp`` GPUs of a pool, the first one if not given."""
         choice, gpu = self.scenario.tiers[tier], (pool or self.pools[0]).accelerator
-        return Deployment(self.models[tier], gpu, tp, choice.precision, choice.kv_precision, self.limits)
+        limits = limits_of(self.scenario.engine, times_of(self.scenario.engine, gpu))
+        return Deployment(self.models[tier], gpu, tp, choice.precision, choice.kv_precision, limits)
 
-    @property
-    def limits(self) -> Limits:
-        """Engine limits of every replica."""
-        engine = self.scenario.engine
-        return Limits(
-            engine.max_num_seqs,
-            engine.max_num_batched_tokens,
-            engine.gpu_memory_utilization,
-            engine.block_size,
-            rules=Rules(
-                engine.schedule_ahead,
-                engine.mixed_prefill,
-                engine.reserve_output,
-                engine.stream_interval,
-                engine.eager_layer_s,
-            ),
-        )
+
+def times_of(engine: Engine, gpu: Accelerator) -> EngineTimes:
+    """Return the times an engine adds to the kernels: those given, those of its preset where none is."""
+    fields = {"step": "host_step_s", "layer": "host_layer_s", "sequence": "host_sequence_s"}
+    fields |= {"eager_layer": "eager_layer_s"}
+    if engine.preset is None:
+        return EngineTimes("", gpu.name, **{t: getattr(engine, f) for t, f in fields.items()}, provenance="assumed")
+    given = {t: getattr(engine, f) for t, f in fields.items() if f in engine.model_fields_set}
+    return replace(engine_times(engine.preset, gpu.name), **given)
+
+
+def limits_of(engine: Engine, times: EngineTimes) -> Limits:
+    """Return the limits and rules of an engine."""
+    return Limits(
+        engine.max_num_seqs,
+        engine.max_num_batched_tokens,
+        engine.gpu_memory_utilization,
+        engine.block_size,
+        engine.reserve_bytes,
+        Rules(
+            engine.schedule_ahead,
+            engine.mixed_prefill,
+            engine.reserve_output,
+            engine.stream_interval,
+            times.eager_layer,
+            engine.memory_left,
+        ),
+    )
 
 
 def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: int | None = None) -> Problem:
@@ -149,18 +161,22 @@ def joined_names(names: Iterable[str]) -> str:
 
 def _pool(fleet: Fleet, engine: Engine, profile: str | None) -> Pool:
     gpu = accelerator(fleet.accelerator)
-    found = _with_host(serving_profile(gpu, profile or fleet.profile), engine)
-    return Pool(gpu, found, fleet.gpus, fleet.price_per_gpu_hour)
+    kernels = serving_profile(gpu, profile or fleet.profile, engine.preset or "vllm")
+    return Pool(gpu, _with_host(kernels, times_of(engine, gpu)), fleet.gpus, fleet.price_per_gpu_hour)
 
 
-def _with_host(profile: Profile, engine: Engine) -> Profile:
-    """Return the profile with the host times of the scenario's engine added to its own; those of the preset if none."""
-    own = profile.efficiency
-    step, sequence = own.host_step + engine.host_step_s, own.host_sequence + engine.host_sequence_s
-    given = engine.model_fields_set & {"host_step_s", "host_sequence_s"}
-    if engine.preset is not None and not given and step == sequence == 0:
-        step, sequence = HOST_TIMES[engine.preset]
-    return replace(profile, efficiency=replace(own, host_step=step, host_sequence=sequence))
+def _with_host(profile: Profile, times: EngineTimes) -> Profile:
+    """Return the profile with the host times of the engine added to its own; those of a preset only if it has none."""
+    own = slower(profile.efficiency, times.kernels)
+    if times.engine and own.host_step + own.host_layer + own.host_sequence > 0:
+        return profile
+    added = replace(
+        own,
+        host_step=own.host_step + times.step,
+        host_layer=own.host_layer + times.layer,
+        host_sequence=own.host_sequence + times.sequence,
+    )
+    return replace(profile, efficiency=added)
 
 
 def _model(name: str, folder: Path) -> Transformer:

@@ -5,9 +5,10 @@ November 2026. *inferred*: what brings the step model and the engine nearest to 
 AIConfigurator's ``silicon_e2e`` table (Llama-3.1-8B and 70B, Qwen3-32B on H100 and H200; errors are MAPE over those
 rows, with the rule and without it); seen in these rows only, not confirmed by a recipe. *assumed*: neither.
 
-Not expressed by these fields: TensorRT-LLM sizes its KV cache as a share of the memory left free by the weights, not of
-all memory; SGLang reserves a share of the coming output at admission and lowers it as it goes, where ours grows from
-nothing.
+Times (host, launches) are those of ``calibration/engines.toml``, by engine and accelerator.
+
+Not expressed by these fields: SGLang reserves a share of the coming output at admission and lowers it as it goes, where
+ours grows from nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ VLLM: Preset = {
     "mixed_prefill": True,  # documented (chunked prefill of v1)
     "reserve_output": False,  # documented (preemption by recompute)
     "stream_interval": 1,  # documented
-    "eager_layer_s": 0.5e-3,  # inferred, fixed while others were fitted: TTFT 11.8 %, without 12.4 % [s]
 }
 TRTLLM: Preset = {
     "max_num_batched_tokens": 8192,  # documented (max_num_tokens); inferred: 70B rows agree, others want a prompt
@@ -29,8 +29,9 @@ TRTLLM: Preset = {
     "schedule_ahead": 1,  # documented (overlap scheduler, on by default); inferred: TTFT 16.5 %, without 27.2 %
     "mixed_prefill": True,  # documented (in-flight batching); inferred: TPOT 4.1 %, with steps of prompts alone 15.9 %
     "reserve_output": True,  # documented (GUARANTEED_NO_EVICT, the default)
+    "memory_left": True,  # documented (free_gpu_memory_fraction, 0.9)
+    "reserve_bytes": 3.0e9,  # inferred: the rows at the limit of the KV cache
     "stream_interval": 1,  # documented; inferred: rows of 70B, 1024 + 1024 tokens, TP 1 to 4, look like 20
-    "eager_layer_s": 0.66e-3,  # inferred, fitted on H100 (H200: 0.69e-3) [s]
 }
 SGLANG: Preset = {
     "max_num_batched_tokens": 8192,  # documented (chunked_prefill_size on 80 GB GPUs); prompts only, as they run alone
@@ -39,13 +40,5 @@ SGLANG: Preset = {
     "mixed_prefill": False,  # documented (prefill first; enable_mixed_chunk is off by default)
     "reserve_output": False,  # documented (requests are retracted when the cache is full)
     "stream_interval": 1,  # documented
-    "eager_layer_s": 0.66e-3,  # assumed, that of TensorRT-LLM: no measured rows [s]
 }
 ENGINES: dict[str, Preset] = {"vllm": VLLM, "trtllm": TRTLLM, "sglang": SGLANG}
-
-# Host time of a step and of a sequence in it, where neither profile nor scenario has one [s]
-HOST_TIMES: dict[str, tuple[float, float]] = {
-    "vllm": (1.5e-3, 42e-6),  # inferred, fitted on H100; the two trade off: 1.0e-3 and 50e-6 do nearly as well
-    "trtllm": (0.62e-3, 10e-6),  # inferred, the first fitted on H100 with the second fixed
-    "sglang": (0.62e-3, 10e-6),  # assumed, those of TensorRT-LLM: no measured rows
-}

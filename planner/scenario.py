@@ -45,9 +45,18 @@ class Engine(_Strict):
     max_num_seqs: Count = Field(256, description="sequences in one step")
     max_num_batched_tokens: Count = Field(8192, description="tokens in one step")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="share of device memory [-]")
+    memory_left: bool = Field(
+        False, description="choice whether that share is one of all memory or of what the weights leave free"
+    )
+    reserve_bytes: Annotated[float, Field(ge=0)] = Field(
+        2.5e9, description="memory of a GPU kept for activations, CUDA graphs and communication [byte]"
+    )
     block_size: Count = Field(16, description="tokens in a KV block")
     host_step_s: Annotated[float, Field(ge=0)] = Field(
         0.0, description="host time of a step that kernels do not hide [s]"
+    )
+    host_layer_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="gaps between the kernels of a layer that no kernel's own time holds [s]"
     )
     host_sequence_s: Annotated[float, Field(ge=0)] = Field(0.0, description="host time per sequence of a step [s]")
     schedule_ahead: Annotated[int, Field(ge=0, le=1)] = Field(

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibration.engines import engine_times
 from planner.build import Problem, resolve
-from planner.presets import ENGINES, HOST_TIMES
+from planner.presets import ENGINES
 from planner.scenario import Engine, load_scenario, parse_scenario
 from planner.service import Load, Service, build_service
 from simulator.engine import simulate
@@ -46,7 +47,7 @@ def test_explicit_fields_win(name: str) -> None:
 def test_without_a_preset_rules_are_the_defaults_of_the_engine() -> None:
     engine = Engine()
     assert Limits(engine.max_num_seqs, engine.max_num_batched_tokens) == Limits()
-    assert problem().limits.rules == Rules()
+    assert problem().deployment(0, 1).limits.rules == Rules()
 
 
 def test_an_unknown_preset_and_a_wrong_rule_are_refused() -> None:
@@ -62,23 +63,26 @@ def test_an_unknown_preset_and_a_wrong_rule_are_refused() -> None:
 
 def test_rules_reach_limits_and_table() -> None:
     found = problem("engine={preset: trtllm, stream_interval: 20}")
-    assert found.limits.rules == Rules(1, True, True, 20, 0.66e-3)
-    assert found.limits.block_size == 32
-    assert service(found).table.prefill_floor == pytest.approx(0.66e-3 * found.models[2].layers)
+    launch = engine_times("trtllm", found.pools[0].accelerator.name).eager_layer
+    limits = found.deployment(2, 4).limits
+    assert limits.rules == Rules(1, True, True, 20, launch, memory_left=True)
+    assert limits.block_size == 32
+    assert service(found).table.prefill_floor == pytest.approx(launch * found.models[2].layers)
 
 
 def test_host_times_of_a_preset_yield_to_those_of_scenario_and_profile() -> None:
-    usual, given = problem("engine.preset=vllm"), problem("engine={preset: vllm, host_step_s: 1.0e-4}")
+    usual, given = problem("engine={preset: vllm}"), problem("engine={preset: vllm, host_step_s: 1.0e-4}")
     own = usual.profile.efficiency
-    assert (own.host_step, own.host_sequence) == HOST_TIMES["vllm"]
-    assert (given.profile.efficiency.host_step, given.profile.efficiency.host_sequence) == (1e-4, 0.0)
+    times = engine_times("vllm", usual.pools[0].accelerator.name)
+    assert (own.host_step, own.host_sequence) == (times.step, times.sequence)
+    assert (given.profile.efficiency.host_step, given.profile.efficiency.host_sequence) == (1e-4, times.sequence)
     silent = problem("engine={preset: vllm, host_step_s: 0.0}")
     assert silent.profile.efficiency.host_step == 0.0
 
 
 def test_what_presets_change_in_a_run() -> None:
     """Host times aside: schedule-ahead makes TTFT longer by about a step, reserving holds fewer sequences at once."""
-    quiet = ", host_step_s: 0.0, eager_layer_s: 0.0, gpu_memory_utilization: 0.55}"  # memory binds
+    quiet = ", host_step_s: 0.0, eager_layer_s: 0.0, gpu_memory_utilization: 0.55, memory_left: false}"  # memory binds
     found = {name: problem(f"engine={{preset: {name}{quiet}") for name in ENGINES}
     found["none"] = problem("engine.gpu_memory_utilization=0.55")
     built = {name: service(p) for name, p in found.items()}

@@ -173,7 +173,8 @@ class Efficiency:
     reduce_hop: float = 0.2e-6  # additional time per further GPU [s]
     link_bandwidth: float = 0.65  # share of link bandwidth in an all-reduce [-]
     host_step: float = 0.0  # host time of a step that kernels do not hide [s]
-    host_sequence: float = 0.0  # the same per sequence of the step [s]
+    host_layer: float = 0.0  # gaps between the kernels of a layer that no kernel has in its own time [s]
+    host_sequence: float = 0.0  # host time per sequence of the step [s]
     eager_layer: float = 0.0  # launch time of one layer without CUDA graphs; 0 with them [s]
 
     def __post_init__(self) -> None:
@@ -182,7 +183,7 @@ class Efficiency:
             require(math.isfinite(value) and value >= 0, spec.name, "must be finite and at least 0", value)
         for name in SHARES:
             require(0 < getattr(self, name) <= 1, name, "must lie in (0, 1] [-]", getattr(self, name))
-        for name in ("tile_feed", "fp8_feed", "kv_feed", "element_feed", "gemm_knee"):
+        for name in (*FEEDS, "gemm_knee"):
             require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
         for name in AT_LEAST_ONE:
             require(getattr(self, name) >= 1, name, "must be at least 1 [-]", getattr(self, name))
@@ -198,6 +199,11 @@ class Efficiency:
             require(getattr(self, name) <= 1, name, "must lie in [0, 1] [-]", getattr(self, name))
 
 
+KERNEL_TIMES = (  # fixed times of kernels
+    *("gemm_start", "split_start", "fp8_start", "attention_start", "kv_combine", "prefill_start"),
+    *("element_start", "element_row", "reduce_floor", "reduce_start", "reduce_hop"),
+)
+FEEDS = ("tile_feed", "fp8_feed", "kv_feed", "element_feed")  # rates of one SM
 AT_LEAST_ONE = ("gemm_stream", "kv_stream", "kv_split", "kv_split_ungrouped")
 SHARES = (
     "gemm_bandwidth",
@@ -801,13 +807,15 @@ def allreduce_time(
 def overhead_time(layers: int, work: Pass, kernels: Array, efficiency: Efficiency) -> Array:
     r"""Return what the engine adds to the kernels [s].
 
-    .. math:: T = t_\text{step} + t_\text{seq} B + \max(0, L t_\text{eager} - T_\text{kernels})
+    .. math:: T = t_\text{step} + L t_\text{layer} + t_\text{seq} B + \max(0, L t_\text{eager} - T_\text{kernels})
 
-    An eager engine that launches a layer slower than the GPU computes it waits for the host; CUDA graphs do not.
+    Kernels of one CUDA graph still follow each other with gaps that their own times do not hold. An eager engine that
+    launches a layer slower than the GPU computes it waits for the host; CUDA graphs do not.
     """
     sequences = np.asarray(work.sequences, float) + work.prompts
     waits = np.maximum(0.0, layers * efficiency.eager_layer - kernels)
-    time: Array = efficiency.host_step + efficiency.host_sequence * sequences + waits
+    fixed = efficiency.host_step + layers * efficiency.host_layer
+    time: Array = fixed + efficiency.host_sequence * sequences + waits
     return time
 
 

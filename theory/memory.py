@@ -78,8 +78,9 @@ def load_time(deployment: Deployment, bytes_per_s: float, draft: Transformer | N
 def free_for_kv(deployment: Deployment, draft: Transformer | None = None, draft_tp: int = 1) -> float:
     r"""Return what is left for KV cache on the fullest GPU, below 0 if the weights do not fit [byte/GPU].
 
-    .. math:: F = u M - R - W_t - W^{draft}_{t_d}
+    .. math:: F = u M - R - W_t - W^{draft}_{t_d} \qquad\text{or}\qquad F = u\,(M - R - W_t - W^{draft}_{t_d})
 
+    the second where the engine's share is one of the memory that is left free (``Rules.memory_left``; TensorRT-LLM).
     A draft on ``draft_tp`` GPUs of the group leaves the other GPUs emptier, but every GPU keeps the same number of KV
     blocks, so the one that holds a share of the draft decides. Draft weights have the precision of the target.
 
@@ -100,8 +101,11 @@ def free_for_kv(deployment: Deployment, draft: Transformer | None = None, draft_
     47.9
     """
     d = deployment
-    usable = d.limits.gpu_memory_utilization * d.accelerator.memory - d.limits.reserve
-    return usable - weights_per_gpu(d.model, d.tp, d.precision) - _draft_weights(d, draft, draft_tp)
+    share, taken = d.limits.gpu_memory_utilization, d.limits.reserve
+    taken += weights_per_gpu(d.model, d.tp, d.precision) + _draft_weights(d, draft, draft_tp)
+    if d.limits.rules.memory_left:
+        return share * (d.accelerator.memory - taken)
+    return share * d.accelerator.memory - taken
 
 
 def _draft_weights(d: Deployment, draft: Transformer | None, draft_tp: int) -> float:
@@ -228,7 +232,7 @@ def why_not(
     if fits(deployment, tokens_per_sequence, draft, draft_tp, lookahead):
         return ""
     d = deployment
-    usable = d.limits.gpu_memory_utilization * d.accelerator.memory
+    usable = (1.0 if d.limits.rules.memory_left else d.limits.gpu_memory_utilization) * d.accelerator.memory
     weights = weights_per_gpu(d.model, d.tp, d.precision) + _draft_weights(d, draft, draft_tp)
     kv = kv_per_gpu(d, draft, draft_tp) * _slots(d, tokens_per_sequence, lookahead)
     names = d.model.name + (f" with draft {draft.name}" if draft else "")

@@ -120,6 +120,7 @@ class Rules:
     reserve_output: bool = False  # KV of prompt, output and look-ahead reserved at admission; else grown, preempting
     stream_interval: int = 1  # tokens the client receives at once: it sees the first with the k-th [tokens]
     eager_layer: float = 0.0  # launch time of a layer in a step with prompts, which has no CUDA graph: a floor [s]
+    memory_left: bool = False  # ``gpu_memory_utilization`` is a share of what weights leave free, not of all memory
 
     def __post_init__(self) -> None:
         require(self.schedule_ahead in (0, 1), "schedule_ahead", "must be 0 or 1 [steps]", self.schedule_ahead)

@@ -307,6 +307,38 @@ def validate_speculation(
     _emit(evaluate(csv), show.speculation, format, output, "speculation.json")
 
 
+@validate_app.command("serving")
+def validate_serving(
+    csv: Annotated[Path, typer.Argument(help="CSV of measured serving points, AIConfigurator's silicon_e2e layout")],
+    protocols: Annotated[
+        Path | None, typer.Option(help="TOML of how the points were measured; by default what is known of public ones")
+    ] = None,
+    profile: ProfileOption = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Mean TTFT and TPOT of measured closed loops, simulated with the engine's rules; nothing is fitted."""
+    from functools import partial
+
+    from calibration import serving
+    from planner.serving import predict_point
+
+    from . import show
+
+    with _progress() as progress:
+        result, rows = serving.validate_serving(
+            csv,
+            partial(predict_point, profile=profile),
+            protocols or serving.PROTOCOLS,
+            partial(progress, "predicting"),
+        )
+    if output is not None:
+        _folder(output)
+        serving.plot_points(rows, output / "serving.png")
+        rows.to_csv(output / "serving.csv", index=False)
+    _emit(result, show.serving, format, output, "serving.json")
+
+
 @validate_app.command("cascade")
 def validate_cascade(
     csv: Annotated[Path, typer.Argument(help="per-sample quality of model tiers, CSV or gzip CSV")],

@@ -292,6 +292,25 @@ def speculation(result: dict[str, Any]) -> None:
         console.print(f"Left out of the {model.replace('_', ' ')}: {reasons or 'nothing'}.")
 
 
+def serving(result: dict[str, Any]) -> None:
+    """Print how far predicted TTFT and TPOT are from measured serving points."""
+    console = _console()
+    rows = [{"time": t, "points": "all", **result[t]} for t in ("tpot", "ttft")]
+    for name in ("unsaturated", "suspect"):
+        rows += [{"time": t, "points": name, **e} for t, e in (result[name] or {}).items()]
+    _errors(console, "Mean times", rows, ("time", "points"))
+    for t in ("tpot", "ttft"):
+        groups = [{k: g[k] for k in ("model", "system", "backend")} | g[t] for g in result["by_group"]]
+        _errors(console, t.upper(), groups, ("model", "system", "backend"))
+    worst = _table("Worst TPOT", "model", "system", "backend", "tp", "clients", "prompt", "output", "error")
+    for r in result["worst"]:
+        where = (str(r[k]) for k in ("model", "system", "backend", "tp", "clients", "prompt", "output"))
+        worst.add_row(*where, f"{r['tpot_error']:+.1%}")
+    console.print(worst)
+    left = "; ".join(f"{count} {reason}" for reason, count in result["skipped"].items())
+    console.print(f"Not predicted: {left or 'nothing'}.")
+
+
 def cascades(result: dict[str, Any]) -> None:
     """Print how cascades do on real outcomes, out of fold."""
     console = _console()
