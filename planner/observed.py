@@ -98,12 +98,11 @@ def observed_figures(seen: Observation, slo: Slo | None = None) -> dict[str, Any
                 "per_word": _finite(seen.tokens_per_word),
                 "counted_requests": int(np.isfinite(counted).sum()),
             },
-            "speculation": _speculation(seen.speculation),
             "intervals": {"level": metrics.LEVEL, "method": "batch means of one run"},
             "rules": {"warmup": WARMUP_RULE, "throughput": THROUGHPUT_RULE},
             "provenance": {"measured": seen.source},
         }
-    )
+    ) | {"speculation": _speculation(seen.speculation)}
 
 
 def aggregate_figures(read: Aggregates) -> dict[str, Any]:
@@ -132,10 +131,9 @@ def aggregate_figures(read: Aggregates) -> dict[str, Any]:
                 "per_user": None,
             },
             "goodput": None,
-            "speculation": _speculation(read.speculation),
             "provenance": {"measured": read.source},
         }
-    )
+    ) | {"speculation": _speculation(read.speculation)}
 
 
 def _without_intervals(table: Mapping[str, float], count: int) -> metrics.Summary:

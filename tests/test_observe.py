@@ -93,9 +93,8 @@ def save_tiny_model(folder: Path) -> None:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Address of a running ``transformers serve`` and the name of its model."""
     folder = tmp_path_factory.mktemp("tiny")
-    save_tiny_model(folder)
     port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
     log = folder / "serve.log"
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
@@ -107,6 +106,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
+        save_tiny_model(folder)  # while the server starts: it loads the model when first asked
         for _ in range(240):
             assert server.poll() is None, log.read_text()[-2000:]
             try:
