@@ -59,7 +59,7 @@ def write_sweep(result: dict[str, Any], folder: Path) -> list[Path]:
         "sweep.csv": sweep_csv(result["points"]).encode(),
         "sweep.png": sweep_png(result["points"], result["scenario"]),
     }
-    return _written(folder, {name: _of(content) for name, content in contents.items()})
+    return write_files(folder, {name: _of(content) for name, content in contents.items()})
 
 
 def write_simulation(simulation: Simulation, form: RequestFormat, folder: Path) -> list[Path]:
@@ -80,14 +80,14 @@ def write_simulation(simulation: Simulation, form: RequestFormat, folder: Path) 
     contents = {"simulate.json": (json.dumps(stable, indent=2, allow_nan=False) + "\n").encode(), **draw(run, title)}
     writers = {name: _of(content) for name, content in contents.items()}
     writers[f"requests.{form}"] = lambda path: write_requests(simulation.requests, form, path)
-    return _written(folder, writers)
+    return write_files(folder, writers)
 
 
 def _of(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
 
 
-def _written(folder: Path, writers: dict[str, Callable[[Path], object]]) -> list[Path]:
+def write_files(folder: Path, writers: dict[str, Callable[[Path], object]]) -> list[Path]:
     """Write all files beside their places, then move them in: an interrupt leaves none half written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

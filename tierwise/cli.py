@@ -41,6 +41,13 @@ class Requests(StrEnum):
     parquet = "parquet"
 
 
+class Endpoint(StrEnum):
+    """Which API of a server is asked."""
+
+    completions = "completions"
+    chat = "chat"
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="table for people, json for programs")]
 OutputOption = Annotated[Path | None, typer.Option("--output", help="folder for files, made if absent")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="seed of every random draw")]
@@ -250,6 +257,70 @@ def plan(
     if output is not None:
         write_report(result, output, asked, start)
     _emit(result, show.plan, format, None, "")
+
+
+@app.command()
+def observe(
+    source: Annotated[
+        str, typer.Argument(help="http:// address of a server, or a result of vllm bench serve, guidellm or aiperf")
+    ],
+    scenario: ScenarioArgument = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    model: Annotated[str | None, typer.Option(help="name that the server knows; by default the only one")] = None,
+    endpoint: Annotated[Endpoint, typer.Option(help="completions or chat")] = Endpoint.completions,
+    body: Annotated[
+        str, typer.Option(help="JSON added to every request, as '{\"ignore_eos\": true}' for vLLM and SGLang")
+    ] = "{}",
+    key_env: Annotated[str | None, typer.Option(help="environment variable that holds the API key")] = None,
+    request_timeout: Annotated[float, typer.Option(help="longest a request may take [s]")] = 120.0,
+    deadline: Annotated[float, typer.Option(help="longest the run may take [s]")] = 3600.0,
+    run: Annotated[int | None, typer.Option(help="which benchmark of a guidellm file, from 0")] = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Measure a running server with the requests of a scenario, or read what another load generator measured.
+
+    With --output: observe.json and, where requests are known one by one, requests.csv. Ctrl-C keeps what was measured.
+    """
+    from calibration.benchmark_readers import Aggregates, read_benchmark
+    from calibration.observe import Observation, Server
+    from planner.observed import aggregate_figures, observe_scenario, observed_figures, write_observation
+
+    from . import show
+
+    if output is not None:
+        _folder(output)
+    seen: Observation | None
+    if source.startswith(("http://", "https://")):
+        server = Server(source, model, endpoint.value, _key(key_env), _body(body), request_timeout, deadline)
+        with Progress(enabled=sys.stderr.isatty()) as progress:
+            found, seen = observe_scenario(server, *_scenario(scenario, set_, seed), seed=seed, progress=progress)
+    else:
+        rule, way_out = "must be an http:// address, or a file without a scenario", "A file has its own load."
+        require(scenario is None and not set_, "source", rule, source, way_out)
+        read = read_benchmark(Path(source), run)
+        seen = None if isinstance(read, Aggregates) else read
+        found = aggregate_figures(read) if isinstance(read, Aggregates) else observed_figures(read)
+    if output is not None:
+        write_observation(found, seen, output)
+    _emit(found, show.observation, format, None, "")
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    require(variable in os.environ, "key-env", "must name an environment variable that is set", variable)
+    return os.environ[variable]
+
+
+def _body(text: str) -> dict[str, Any]:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    require(isinstance(body, dict), "body", "must be a JSON object", text, """Pass --body '{"ignore_eos": true}'.""")
+    return dict(body)
 
 
 validate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Hold predictions against measurements.")

@@ -139,7 +139,7 @@ def simulation(result: dict[str, Any]) -> None:
             f"[bold]Overloaded[/bold] at {who}: more arrives than completes. TTFT and the time to the final answer "
             "grow with the length of the run: what stands below is of this run alone."
         )
-    _latencies(console, result)
+    _latencies(console, result, ("TTFT of a visit", "TPOT of a visit", "time to final answer"))
     _simulated_tiers(console, result)
     flow, cost, quality, good = result["throughput"], result["cost"], result["quality"], result["goodput"]
     console.print(
@@ -156,6 +156,37 @@ def simulation(result: dict[str, Any]) -> None:
     if quality is not None:
         low, high = ("unknown" if end is None else f"{end:.4f}" for end in quality["interval"])
         console.print(f"Quality {quality['mean']:.4f} (95 %: {low} to {high})")
+
+
+def observation(result: dict[str, Any]) -> None:
+    """Print what ``observe`` found."""
+    console = _console()
+    ends = {"complete": "", "deadline": ", ended by its deadline", "interrupted": ", interrupted"}
+    console.print(
+        f"{result['provenance']['measured']}: {result['answered']} of {result['requests']} requests answered, "
+        f"{result['warmup_requests']} of them warm-up{ends[result['ended']]}"
+    )
+    if result["errors"]:
+        console.print("Not answered: " + ", ".join(f"{n} {kind}" for kind, n in result["errors"].items()))
+    _latencies(console, result | {"status": "observed"}, ("TTFT", "TPOT", "E2E"))
+    flow, good, tokens = result["throughput"], result["goodput"], result.get("tokens")
+    line = (
+        f"{_or_none(flow['requests_per_s'], '{:.3g}')} requests/s, "
+        f"{_or_none(flow['output_tokens_per_s'], '{:.3g}')} output tokens/s, "
+        f"{_or_none(flow['per_user'], '{:.1f}')} tokens/s for a user"
+    )
+    console.print(line + (f", goodput {good['fraction']:.1%}" if good else ""))
+    if tokens and tokens["prompt_asked"] is not None:
+        console.print(
+            f"Tokens of a request, counted by the server (asked): prompt {_or_none(tokens['prompt'], '{:.1f}')} "
+            f"({tokens['prompt_asked']:.1f}), output {_or_none(tokens['output'], '{:.1f}')} "
+            f"({tokens['output_asked']:.1f}); sent late by {_time(result['client_lag_s']['p99'])} at most in 99 of 100"
+        )
+    if (spent := result["speculation"]) is not None:
+        console.print(
+            f"Speculation: {_or_none(spent['acceptance'], '{:.3f}')} of the drafted tokens accepted, "
+            f"{_or_none(spent['tokens_per_round'], '{:.2f}')} tokens a round"
+        )
 
 
 def _simulated_tiers(console: Console, result: dict[str, Any]) -> None:
@@ -175,9 +206,9 @@ def _simulated_tiers(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
 
 
-def _latencies(console: Console, result: dict[str, Any]) -> None:
+def _latencies(console: Console, result: dict[str, Any], names: tuple[str, str, str]) -> None:
     table = _table("Latency", "metric", "mean", "p50", "p90", "p95", "p99", "95 % of the mean")
-    for key, name in (("ttft_s", "TTFT of a visit"), ("tpot_s", "TPOT of a visit"), ("e2e_s", "time to final answer")):
+    for key, name in zip(("ttft_s", "tpot_s", "e2e_s"), names, strict=True):
         m = result[key]
         low, high = m["interval"]
         figures = (_time(m[p]) for p in ("mean", "p50", "p90", "p95", "p99"))
