@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -423,7 +423,8 @@ def _side(
         plain = 0.5 * (_pace(r.before) + _pace(r.after))
         steps = (np.mean(clock.draft), np.mean(clock.target), other / rounds)
         rows.append((plain, _pace(r.fast), *steps, alpha.mean(), sum(r.fast.accepted), rounds))
-    return _Side(*np.array(rows, dtype=float).T, kept)
+    plain, fast, draft_s, verify, overhead, acceptance, accepted, count = np.array(rows, dtype=float).T
+    return _Side(plain, fast, draft_s, verify, overhead, acceptance, accepted, count, kept)
 
 
 def _compared(
@@ -664,8 +665,8 @@ def _served(bench: _Bench, policy: Policy, cuts: Sequence[Array], text: list[int
 def _verdicts(models: Sequence[dict[str, Any]], result: dict[str, Any]) -> list[dict[str, Any]]:
     """Return each bar with what was reached; bars on times are left open on a noisy machine."""
     networks = [m["perplexity"] for m in models if m["layers"] is not None]
-    monotone = all(a > b for a, b in zip(networks, networks[1:], strict=False))
-    first = {"bar": "perplexity falls with size", "reached": networks, "limit": None, "holds": monotone}
+    monotone = all(a > b for a, b in pairwise(networks))
+    first: dict[str, Any] = {"bar": "perplexity falls with size", "reached": networks, "limit": None, "holds": monotone}
     quiet, acceptance, cascade = result["noise"]["quiet"], result["acceptance"], result["cascade"]
     tokens, gain = result["tokens_per_round"], result["speedup"]
     reached = (

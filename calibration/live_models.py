@@ -249,7 +249,8 @@ def forward(
     x = weights["embed"][ids]
     for i in range(shape.layers):
         normed = rms_norm(x, (d,), weights[f"{i}.norm1"], EPS)
-        q, k, v = linear(normed, weights[f"{i}.qkv"]).unflatten(-1, (3 * h, d // h)).transpose(-2, -3).chunk(3, dim=-3)
+        fused = linear(normed, weights[f"{i}.qkv"])
+        q, k, v = fused.reshape(*fused.shape[:-1], 3 * h, d // h).transpose(-2, -3).chunk(3, dim=-3)
         seen = attend(i, turned(q), turned(k), v).transpose(-2, -3).flatten(-2)
         x = x + linear(seen, weights[f"{i}.out"])
         normed = rms_norm(x, (d,), weights[f"{i}.norm2"], EPS)
@@ -395,14 +396,17 @@ def orthogonal(gradient: torch.Tensor) -> torch.Tensor:
     Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks; Bernstein & Newhouse (2024),
     arXiv:2409.20325.
     """
+    import torch
+
     a, b, c = NEWTON_SCHULZ
     wide = gradient.shape[0] <= gradient.shape[1]
     x = gradient if wide else gradient.T
-    x = x / (x.norm() + 1e-7)
+    x = x / (torch.linalg.matrix_norm(x) + 1e-7)
     for _ in range(5):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    return x if wide else x.T
+    result: torch.Tensor = x if wide else x.T
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -620,4 +624,5 @@ def as_llama(weights: Weights, shape: Shape) -> Any:
         }
     model.load_state_dict(given, strict=False)
     model.tie_weights()
-    return model.eval()
+    model.train(False)
+    return model
