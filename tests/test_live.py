@@ -211,6 +211,21 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         FastModel(fresh_weights(Shape(8, 1), VOCAB, 0), Shape(8, 1), places=4).read([1] * 5)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--text", "/nowhere"], "`text` must be a folder"),
+        (["--workers", "0"], "`workers` must be"),
+        (["--seed", "-1"], "`seed` must be"),
+    ],
+)
+def test_the_command_refuses_before_it_computes(given: list[str], said: str) -> None:
+    from tierwise.cli import app
+
+    with pytest.raises(InputError, match=said):
+        app(["validate", "live", "--quick", *given], standalone_mode=False)
+
+
 def test_the_tables_show_what_was_not_judged(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     from tierwise import show
 
