@@ -75,7 +75,7 @@ class Shape:
         Examples
         --------
         >>> Shape(16, 1).parameters(512), Shape(128, 8).parameters(512)
-        (11568, 1640576)
+        (11568, 1673344)
         """
         d = self.width
         return vocabulary * d + d + self.layers * (4 * d * d + 3 * d * self.inner + 2 * d)
@@ -528,7 +528,7 @@ def rate(step: int, steps: int) -> float:
     Examples
     --------
     >>> [round(rate(s, 100), 2) for s in (0, 4, 52, 99)]
-    [0.2, 1.0, 0.51, 0.01]
+    [0.2, 1.0, 0.5, 0.01]
     """
     rise = max(1, round(WARM_UP * steps))
     return (step + 1) / rise if step < rise else (steps - step) / (steps - rise + 1)
