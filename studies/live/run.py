@@ -160,6 +160,9 @@ def readme(result: dict[str, Any]) -> str:
         wall=result["wall_s"],
         other=tokens["other_text"],
         losers=result["speedup"]["losers"],
+        better=min(laws, key=lambda row: row[1])[0],
+        # a difference of two means of halves of one size
+        chance=200 * 2**0.5 * max(r["realised_quality_standard_error"] for r in cascade["rows"]),
     )
 
 
@@ -188,7 +191,8 @@ The trigram is counted on as many tokens as the networks saw.
 {laws}
 
 Errors in acceptance [-]: each model in turn is left out of the fit and all its pairs are predicted. Drafts outside the
-family (the trigram) are not predicted: such laws do not hold for them.
+family (the trigram) are not predicted: such laws do not hold for them. On this run **the law "{better}" has the smaller
+error** in the mean.
 
 ## Errors, relative
 
@@ -204,7 +208,9 @@ lose (below 1) and are judged like the others. Greedy runs whose text differs fr
 ## Cascade {tiers}
 
 A request is the next token of a held-out text, right if it is the one that stands there; the rule sees the largest
-probability of the tiers that ran. Planned on {planned} requests, run tier by tier on {run} others. Predicted / run:
+probability of the tiers that ran. Planned on {planned} requests, run tier by tier on {run} others. Predicted / run;
+the plans share their requests, and between two halves of this size quality differs by {chance:.1f} points by chance
+alone (two standard errors), beside a bar of 2:
 
 {plans}
 
