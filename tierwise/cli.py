@@ -453,6 +453,37 @@ def validate_quality(
     _emit(result, show.quality, format, output, "quality.json")
 
 
+@validate_app.command("live")
+def validate_live(
+    quick: Annotated[bool, typer.Option("--quick", help="five smaller models, about 2 minutes on two cores")] = False,
+    text: Annotated[Path | None, typer.Option(help="folder of text; by default Python's own library")] = None,
+    workers: Annotated[int, typer.Option(help="processes that train, one thread each")] = 2,
+    seed: SeedOption = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Small models trained, timed and run on this machine: acceptance, speculation and a cascade held to theory.
+
+    About half an hour on two idle cores, longer on busy ones. With --output the models are kept there, a run that was
+    interrupted goes on where it was, and live.json is written.
+    """
+    from dataclasses import replace
+
+    from calibration import live
+
+    from . import show
+
+    size = live.QUICK if quick else live.FULL
+    if seed is not None:
+        size = replace(size, recipe=replace(size.recipe, seed=seed))
+    if output is not None:
+        _folder(output)
+    folder = None if output is None else output / "models"
+    with Progress(enabled=sys.stderr.isatty()) as progress:
+        result = live.validate_live(size, folder, text, workers, progress)
+    _emit(result, show.live, format, output, "live.json")
+
+
 @app.command()
 def measure(
     models: Annotated[

@@ -374,6 +374,63 @@ def quality(result: dict[str, Any]) -> None:
         console.print(table)
 
 
+def live(result: dict[str, Any]) -> None:
+    """Print how theory did on models trained on the spot."""
+    console = _console()
+    console.print(
+        f"{result['size']}: {len(result['models'])} models, {result['trained_tokens']} tokens each, "
+        f"{result['text']['source']}; {result['wall_s']:.0f} s"
+    )
+    models = _table("Models on held-out text", "model", "parameters", "layers", "perplexity")
+    for m in result["models"]:
+        counts = (_or_none(m[k], "{}") for k in ("parameters", "layers"))
+        models.add_row(m["name"], *counts, f"{m['perplexity']:.1f}")
+    console.print(models)
+    laws = _table("Acceptance of pairs of a left-out model", "law", "mean error", "worst model", "largest", "R2")
+    for law in (result["acceptance"], result["acceptance"]["perplexity_law"]):
+        errors = (f"{law[k]:.4f}" for k in ("mean_error", "worst_model_error", "largest_error", "r_squared"))
+        laws.add_row(law["law"], *errors)
+    console.print(laws)
+    gains = _table(
+        "Speculation, predicted on other prompts / measured", "draft -> target", "length", "tokens", "speed-up", "90 %"
+    )
+    for r in result["speedup"]["rows"]:
+        low, high = r["measured_interval"]
+        gains.add_row(
+            f"{r['draft']} -> {r['target']}, {r['decoding']}",
+            str(r["draft_length"]),
+            f"{r['tokens_iid']:.2f} / {r['tokens_measured']:.2f}",
+            f"{r['predicted_speedup']:.2f} / {r['measured_speedup']:.2f}",
+            f"{low:.2f} to {high:.2f}",
+        )
+    console.print(gains)
+    plans = _table("Cascade, predicted / run", "share of the gap", "cost", "quality", "visits")
+    for r in result["cascade"]["rows"]:
+        plans.add_row(
+            f"{r['share_of_gap']:.0%}",
+            f"{_time(r['predicted_cost'])} / {_time(r['realised_cost'])}",
+            f"{r['predicted_quality']:.4f} / {r['realised_quality']:.4f}",
+            ", ".join(f"{v:.0%}" for v in r["visits"]),
+        )
+    console.print(plans)
+    _live_verdicts(console, result)
+
+
+def _live_verdicts(console: Console, result: dict[str, Any]) -> None:
+    noise = result["noise"]
+    console.print(
+        f"Repeated at once, the same run differs by {noise['repeat_spread']:.1%} (median), and {noise['waited']:.1%} "
+        "of the time was spent waiting for a core: "
+        + ("quiet enough." if noise["quiet"] else "[bold]too noisy[/bold], times below are not results.")
+    )
+    bars = _table("Verdicts", "bar", "reached", "limit", "verdict")
+    for v in result["verdicts"]:
+        reached = "-" if v["limit"] is None else f"{v['reached']:.3f}"
+        said = {True: "holds", False: "missed", None: "not judged"}[v["holds"]]
+        bars.add_row(v["bar"], reached, _or_none(v["limit"], "{:g}"), said)
+    console.print(bars)
+
+
 def _or_none(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
