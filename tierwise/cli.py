@@ -218,17 +218,28 @@ def plan(
     profile: ProfileOption = None,
     format: FormatOption = Format.table,
     output: OutputOption = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="where the search is kept: FILE.journal or postgresql://...; in memory by default"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the search that --storage holds")] = False,
+    export_dashboard: Annotated[Path | None, typer.Option(help="SQLite file to write for optuna-dashboard")] = None,
+    workers: Annotated[int, typer.Option(help="processes for trials and simulations; the plan is the same")] = 1,
+    dask: Annotated[str | None, typer.Option(help="address of a Dask scheduler to send them to instead")] = None,
 ) -> None:
     """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario."""
     from planner.plan import plan_scenario
     from planner.report import write_report
+    from planner.storage import Means
 
     from . import show
 
     if output is not None:
         _folder(output)
+    means = Means(storage, resume, export_dashboard, workers, dask)
     with _progress() as progress:
-        result = plan_scenario(*_scenario(scenario, set_, seed), profile=profile, seed=seed, progress=progress)
+        given, folder = _scenario(scenario, set_, seed)
+        result = plan_scenario(given, folder, profile=profile, seed=seed, progress=progress, means=means)
     if output is not None:
         write_report(result, output)
     _emit(result, show.plan, format, None, "")
