@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import pickle
@@ -338,13 +339,13 @@ def refine(
 def _tried(task: tuple[bytes, tuple[float, ...]]) -> tuple[float, tuple[list[Rule], int]]:
     """Return how good the best plan is at tier prices off their GPU time, the rules there, and how many were priced."""
     sent, ln_price = task
-    search = _received(sent)
-    before, everything = search.evaluated, search.subsets()[-1]
+    search = copy.copy(_received(sent))  # its own count: a Dask worker may have several threads
+    search.evaluated, everything = 0, search.subsets()[-1]
     candidates = search.of_prices(everything, search.prices(everything) * np.exp(ln_price))
     objective = search.problem.scenario.objective
     best = min((order(objective, search.floor, c) for c in candidates), default=(math.inf, math.inf))
     value = float(min(1e6 * best[0] + best[1], 1e9))
-    return value, ([c.rule for c in candidates], search.evaluated - before)
+    return value, ([c.rule for c in candidates], search.evaluated)
 
 
 @lru_cache(maxsize=1)
