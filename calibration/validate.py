@@ -244,7 +244,7 @@ def validate_kernels(directory: Path, device: str, profile: str | Path | Profile
         "decode": summarise(steps[steps["phase"] == "decode"]),
         "prefill": summarise(steps[steps["phase"] == "prefill"]),
         "by_group": [dict(zip(("model", "tp", "phase"), k, strict=True)) | summarise(g) for k, g in groups],
-        "worst": _worst(steps),
+        "worst": worst_rows(steps),
         "profile": {"name": chosen.name, "provenance": chosen.provenance, "rows": chosen.rows},
         "skipped": [n for n in names if VIDUR_MODELS[n].head_dim != HEAD_DIM],
     }
@@ -256,7 +256,8 @@ def summarise(steps: pd.DataFrame) -> dict[str, float]:
     return error_summary(steps["predicted"], steps["measured"]) | {"coverage": round(float(inside.mean()), 4)}
 
 
-def _worst(steps: pd.DataFrame) -> list[dict[str, Any]]:
+def worst_rows(steps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the steps with the largest relative errors."""
     error = steps["predicted"] / steps["measured"] - 1
     rows = steps.assign(error=error).loc[error.abs().sort_values(ascending=False).index[:WORST]]
     columns = ["model", "tp", "phase", "batch", "context", "tokens", "measured", "predicted", "error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,22 @@ from theory.work import parameters
 
 from .predict import DraftModel
 from .presets import HOST_TIMES
-from .scenario import Arrivals, DraftChoice, Engine, Lengths, Quality, Scenario, TierChoice, Traffic
+from .scenario import Arrivals, DraftChoice, Engine, Fleet, Lengths, Quality, Scenario, TierChoice, Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """GPUs of one kind."""
+
+    accelerator: Accelerator
+    profile: Profile
+    gpus: int
+    price_per_gpu_hour: float  # [USD/h]
+
+    @property
+    def price(self) -> float:
+        """Price of a GPU second [USD]."""
+        return self.price_per_gpu_hour / 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +49,7 @@ class Problem:
     """A scenario with its names resolved."""
 
     scenario: Scenario
-    accelerator: Accelerator
-    profile: Profile
+    pools: tuple[Pool, ...]  # of different accelerators
     models: tuple[Transformer, ...]  # of the tiers
     drafts: tuple[tuple[DraftModel, ...], ...]  # of each tier
     outcomes: Outcomes | None  # None with a single tier and no quality given
@@ -48,14 +63,22 @@ class Problem:
         return self.workload.rate
 
     @property
-    def price(self) -> float:
-        """Price of a GPU second [USD]."""
-        return self.scenario.fleet.price_per_gpu_hour / 3600
+    def profile(self) -> Profile:
+        """Profile of the first pool."""
+        return self.pools[0].profile
 
-    def deployment(self, tier: int, tp: int) -> Deployment:
-        """Return a replica of ``tier`` on ``tp`` GPUs."""
-        choice = self.scenario.tiers[tier]
-        return Deployment(self.models[tier], self.accelerator, tp, choice.precision, choice.kv_precision, self.limits)
+    def pool(self, deployment: Deployment) -> Pool:
+        """Return the pool whose GPUs a replica runs on."""
+        return next(p for p in self.pools if p.accelerator == deployment.accelerator)
+
+    def where(self, deployment: Deployment) -> str:
+        """Return on which GPUs a replica runs, in words; nothing to say with one pool."""
+        return f" on {deployment.accelerator.name}" if len(self.pools) > 1 else ""
+
+    def deployment(self, tier: int, tp: int, pool: Pool | None = None) -> Deployment:
+        """Return a replica of ``tier`` on ``tp`` GPUs of a pool, the first one if not given."""
+        choice, gpu = self.scenario.tiers[tier], (pool or self.pools[0]).accelerator
+        return Deployment(self.models[tier], gpu, tp, choice.precision, choice.kv_precision, self.limits)
 
     @property
     def limits(self) -> Limits:
@@ -93,7 +116,7 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
     InputError
         If a name is unknown, a file is missing or broken, or a degree does not split its model.
     """
-    gpu = accelerator(scenario.fleet.accelerator)
+    pools = tuple(_pool(fleet, scenario.engine, profile) for fleet in scenario.pools)
     models = tuple(_model(tier.model, folder) for tier in scenario.tiers)
     for tier, transformer in zip(scenario.tiers, models, strict=True):
         for tp in tier.tp:
@@ -106,8 +129,7 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
         served = wl.with_cached(served, scenario.traffic.cached_prompt_share)
     return Problem(
         scenario=scenario,
-        accelerator=gpu,
-        profile=_with_host(serving_profile(gpu, profile or scenario.fleet.profile), scenario.engine),
+        pools=pools,
         models=models,
         drafts=tuple(
             tuple(_draft(choice, target, folder) for choice in tier.drafts)
@@ -118,6 +140,17 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
         left_out=1 - served.requests / asked.requests,
         max_tokens=max_tokens,
     )
+
+
+def joined_names(names: Iterable[str]) -> str:
+    """Return what the pools are called or say, each once."""
+    return ", ".join(dict.fromkeys(names))
+
+
+def _pool(fleet: Fleet, engine: Engine, profile: str | None) -> Pool:
+    gpu = accelerator(fleet.accelerator)
+    found = _with_host(serving_profile(gpu, profile or fleet.profile), engine)
+    return Pool(gpu, found, fleet.gpus, fleet.price_per_gpu_hour)
 
 
 def _with_host(profile: Profile, engine: Engine) -> Profile:

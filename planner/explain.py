@@ -16,12 +16,12 @@ from theory.outcomes import Outcomes
 from theory.speculation import tokens_per_round
 
 from .build import Problem
-from .search import Candidate, Group, Rule
-from .service import Load, with_length
+from .crossover import LEVEL, concurrency
+from .search import Candidate, Group, Rule, price
+from .service import Load
 from .space import P99, Space, occupancy
 
 Array = NDArray[np.float64]
-LEVEL = 0.9  # coverage of the intervals of predicted figures [-]
 QUEUE_SPREAD = 0.06  # half width of ln(TPOT) from the queueing approximation: what tests/test_space.py allows it [-]
 
 
@@ -39,18 +39,19 @@ def first_stops(rule: Rule) -> dict[str, Any] | None:
     return {"tier": rule.outcomes.tiers[tier], "levels": levels, "stops_at": stops}
 
 
-def tiers(problem: Problem, candidate: Candidate) -> list[dict[str, Any]]:
+def tiers(problem: Problem, space: Space, candidate: Candidate) -> list[dict[str, Any]]:
     """Return how each tier of the plan is deployed."""
-    return [_tier(problem, candidate, group) for group in candidate.groups]
+    return [_tier(problem, space, candidate, group) for group in candidate.groups]
 
 
-def _tier(problem: Problem, candidate: Candidate, group: Group) -> dict[str, Any]:
+def _tier(problem: Problem, space: Space, candidate: Candidate, group: Group) -> dict[str, Any]:
     service = group.service
     draft = service.draft
     ranges = [r for r in service.rounds.ranges() if r[0] <= service.batch_cap]
     return {
         "name": problem.scenario.tiers[group.tier].name,
         "model": service.deployment.model.name,
+        "accelerator": service.deployment.accelerator.name,
         "precision": service.deployment.precision,
         "tp": service.deployment.tp,
         "replicas": group.replicas,
@@ -60,6 +61,7 @@ def _tier(problem: Problem, candidate: Candidate, group: Group) -> dict[str, Any
         "requests_per_s_per_replica": group.rate,
         "draft": draft.model.name if draft else None,
         "draft_tp": draft.tp if draft else None,
+        "draft_shares_vocabulary": draft.model.vocab == service.deployment.model.vocab if draft else None,
         "acceptance": draft.acceptance.value if draft else None,
         "acceptance_interval": [draft.acceptance.low, draft.acceptance.high] if draft else None,
         "acceptance_provenance": draft.acceptance.provenance if draft else None,
@@ -68,6 +70,21 @@ def _tier(problem: Problem, candidate: Candidate, group: Group) -> dict[str, Any
         "max_num_seqs": service.deployment.limits.max_num_seqs,
         "batch_cap": service.batch_cap,
         "schedule": [list(r) for r in ranges] if draft else [],
+        "concurrency": concurrency(space, group),
+        "kv_precision": service.deployment.kv_precision,
+    }
+
+
+def traffic(problem: Problem) -> dict[str, Any]:
+    """Return the requests that the plan is for, in means."""
+    prompt, output = problem.workload.prompt, problem.workload.output
+    return {
+        "requests_per_s": problem.rate,
+        "requests": problem.workload.requests,
+        "prompt_tokens_mean": float(prompt.mean()),
+        "output_tokens_mean": float(output.mean()),
+        "output_tokens_cv": float(output.std() / output.mean()),
+        "max_tokens": problem.max_tokens,
     }
 
 
@@ -121,7 +138,7 @@ def tpot_spread(problem: Problem, space: Space, group: Group, batch: float) -> f
     gamma = int(service.rounds.length[min(int(n), len(service.rounds.length)) - 1])
     work = Pass(n, gamma + 1.0, space.load.context)
     low, high = step_time_interval(
-        d.model, d.accelerator, problem.profile, work, d.tp, d.precision, d.kv_precision, level=LEVEL
+        d.model, d.accelerator, problem.pool(d).profile, work, d.tp, d.precision, d.kv_precision, level=LEVEL
     )
     step = math.hypot(math.log(float(high) / float(low)) / 2, QUEUE_SPREAD)
     if service.draft is None:
@@ -133,16 +150,16 @@ def tpot_spread(problem: Problem, space: Space, group: Group, batch: float) -> f
 
 def money(problem: Problem, candidate: Candidate, quality: float, load: Load) -> dict[str, Any]:
     """Return what a plan costs, every GPU paid whether busy or not."""
-    price = problem.scenario.fleet.price_per_gpu_hour
+    hourly = 3600 * price(problem, candidate.groups)
+    prompt = float(problem.workload.prompt.mean())  # as users count them, cached or not
     correct = dollars_per_correct_answer(candidate.cost, quality) if quality > 0 else math.nan
     return {
         "gpus": candidate.gpus,
-        "usd_per_hour": candidate.gpus * price,
+        "usd_per_hour": hourly,
         "usd_per_1000_requests": 1000 * candidate.cost,
         "usd_per_correct_answer": _number(float(correct)),
-        "usd_per_million_output_tokens": float(
-            dollars_per_million_tokens(candidate.gpus, price, problem.rate * load.output)
-        ),
+        "usd_per_million_output_tokens": float(dollars_per_million_tokens(1.0, hourly, problem.rate * load.output)),
+        "usd_per_million_tokens": float(dollars_per_million_tokens(1.0, hourly, problem.rate * (prompt + load.output))),
     }
 
 
@@ -185,34 +202,6 @@ def states(policy: Policy, outcomes: Outcomes) -> list[dict[str, Any]]:
     return rows
 
 
-def crossover(problem: Problem, space: Space, group: Group) -> dict[str, Any] | None:
-    """Return the arrival rate at which the draft length that is best for one request starts to hurt.
-
-    Mean time of a visit with that fixed length against the same replica without a draft, analytic, from no load to
-    the smaller of the two stability limits. None without a draft.
-    """
-    service = group.service
-    if service.draft is None or service.rounds.length[0] == 0:
-        return None
-    fixed = with_length(service, space.load, int(service.rounds.length[0]))
-    plain = next(s for s in space.services[group.tier] if s.draft is None and s.deployment.tp == service.deployment.tp)
-    limit = occupancy([fixed, plain], np.full(2, 1e-9), space.load).rate_limit
-    rates = np.linspace(0.01, 0.99, 99) * float(limit.min())
-    with_draft = occupancy([fixed] * 99, rates, space.load).e2e_s
-    without = occupancy([plain] * 99, rates, space.load).e2e_s
-    worse = np.flatnonzero(with_draft > without)
-    off = np.flatnonzero(service.rounds.length[: service.batch_cap] == 0)
-    return {
-        "tier": problem.scenario.tiers[group.tier].name,
-        "draft": service.draft.model.name,
-        "fixed_length": int(service.rounds.length[0]),
-        "crossover_requests_per_s": float(rates[worse[0]]) if len(worse) else None,
-        "searched_to_requests_per_s": float(rates[-1]),
-        "off_from_batch": int(off[0] + 1) if len(off) else None,
-        "speedup_at_no_load": float(without[0] / with_draft[0]),
-    }
-
-
 def binding(problem: Problem, space: Space, candidate: Candidate, used: Array) -> dict[str, Any]:
     """Return the tier whose replicas are fullest, and which limit they meet first as their load grows.
 
@@ -242,20 +231,25 @@ def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
         _deployment(result),
         *_stop(result),
         *_against(result),
+        _money(result["predicted"]),
         _binding(result["binding"]),
         *_lambda(result),
         *_speculation(result),
+        *_concurrency(result),
         *_changes(result),
+        *_tipping(result),
         *_trust(problem, result),
     ]
 
 
 def _deployment(result: dict[str, Any]) -> str:
     parts = []
+    several = len({t["accelerator"] for t in result["plan"]["tiers"]}) > 1
     for t in result["plan"]["tiers"]:
         draft = f" with {t['draft']} drafting" if t["draft"] else ""
         count = f"{t['replicas']} replica{'s' if t['replicas'] > 1 else ''}"
-        parts.append(f"{t['name']} on {count} of TP {t['tp']}{draft} (runs for {t['share']:.0%} of requests)")
+        of = f" on {t['accelerator']}" if several else ""
+        parts.append(f"{t['name']} on {count} of TP {t['tp']}{of}{draft} (runs for {t['share']:.0%} of requests)")
     cost = result["predicted"]["usd_per_1000_requests"]
     return f"Run {', then '.join(parts)}: {cost:.3f} USD per 1000 requests."
 
@@ -320,20 +314,77 @@ def _lambda(result: dict[str, Any]) -> list[str]:
 def _speculation(result: dict[str, Any]) -> list[str]:
     said = []
     for c in result["speculation"]["by_tier"]:
-        at = c["crossover_requests_per_s"]
-        if at is None:
+        at, (low, high) = c["crossover_requests_per_s"], c["crossover_interval_requests_per_s"]
+        searched, level = c["searched_to_requests_per_s"], c["interval_level"]
+        start = (
+            f"{c['tier']}: {c['fixed_length']} tokens of {c['draft']} at every batch size speed a visit up "
+            f"{c['speedup_at_no_load']:.2f} times without load and "
+        )
+        upto = "none that a replica bears" if high is None else f"{high:.3g}"
+        if at is None and low is None:
             said.append(
-                f"{c['tier']}: {c['fixed_length']} tokens of {c['draft']} at every batch size speed a visit up "
-                f"{c['speedup_at_no_load']:.2f} times without load and still gain at "
-                f"{c['searched_to_requests_per_s']:.3g} requests/s per replica."
+                f"{start}still gain at {searched:.3g} requests/s per replica, the whole interval ({level:.0%})."
+            )
+        elif at is None:
+            said.append(
+                f"{start}still gain at {searched:.3g} requests/s per replica; it may be but {low:.3g} ({level:.0%})."
             )
         else:
             said.append(
-                f"{c['tier']}: {c['fixed_length']} tokens of {c['draft']} at every batch size speed a visit up "
-                f"{c['speedup_at_no_load']:.2f} times without load and slow it down from {at:.3g} requests/s "
-                f"per replica on; the schedule avoids that."
+                f"{start}slow it down from {at:.3g} requests/s per replica on ({low:.3g} to {upto}, {level:.0%}), "
+                f"where the mean batch is {c['crossover_mean_batch']:.0f}; {_by_batch(c)}. The schedule avoids that."
             )
     return said
+
+
+def _by_batch(c: dict[str, Any]) -> str:
+    batch, (low, high) = c["crossover_batch"], c["crossover_batch_interval"]
+    if batch is None:
+        return f"a round alone gains at every batch up to {c['searched_to_batch']}"
+    most = f"none up to {c['searched_to_batch']}" if high is None else str(high)
+    return f"a round alone loses from batch {batch} on ({low} to {most})"
+
+
+def _concurrency(result: dict[str, Any]) -> list[str]:
+    held = [(t, t["concurrency"]) for t in result["plan"]["tiers"] if t["concurrency"] is not None]
+    if not held:
+        return []
+    rows = "; ".join(
+        f"{t['name']} holds {c['sequences']} sequences at once instead of {c['sequences_without_draft']} "
+        f"({c['kv_tokens']} tokens of KV cache instead of {c['kv_tokens_without_draft']})"
+        for t, c in held
+    )
+    return [f"Memory of the drafts: {rows}."]
+
+
+def _money(figures: dict[str, Any]) -> str:
+    correct = figures["usd_per_correct_answer"]
+    each = "" if correct is None else f", {correct:.3g} USD per correct answer"
+    return (
+        f"Cost: {figures['usd_per_1000_requests']:.3g} USD per 1000 requests, "
+        f"{figures['usd_per_million_output_tokens']:.3g} per million output tokens, "
+        f"{figures['usd_per_million_tokens']:.3g} per million tokens in and out{each}."
+    )
+
+
+def _tipping(result: dict[str, Any]) -> list[str]:
+    """Say at which values another deployment wins, and what then holds."""
+    moves = [f"{r['key']} {_tip(r)}" for r in result["changes"] if r["to"] is not None]
+    still = [f"{r['key']} {_ends(r)}" for r in result["changes"] if r["to"] is None]
+    said = [f"By the analytic model another deployment wins at: {'; '.join(moves)}."] if moves else []
+    return said + ([f"The same one wins for: {'; '.join(still)}."] if still else [])
+
+
+def _tip(row: dict[str, Any]) -> str:
+    plan = row["plan"]
+    then = "nothing is feasible" if plan is None else f"{plan['gpus']} GPUs, {plan['usd_per_1000_requests']:.3g} USD"
+    return f"{row['to']:.4g} instead of {row['from']:.4g} ({then})"
+
+
+def _ends(row: dict[str, Any]) -> str:
+    if row["tried_to"] == row["from"]:
+        return "at any value"
+    return f"{'down' if row['tried_to'] < row['from'] else 'up'} to {row['tried_to']:.4g}"
 
 
 def _changes(result: dict[str, Any]) -> list[str]:

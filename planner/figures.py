@@ -20,9 +20,10 @@ from simulator.engine import Records
 from simulator.metrics import Estimate, Metrics, Summary
 from theory.cost import SERVING, dollars_per_correct_answer, dollars_per_million_tokens, joules, joules_at_most
 from theory.errors import require
+from theory.specs import Accelerator
 
 from .build import Problem
-from .search import Candidate, Group
+from .search import Candidate, Group, price
 
 Tree = dict[str, Any]  # of numbers, texts, estimates, summaries, lists and trees
 
@@ -66,7 +67,10 @@ def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> 
         (group, _measure(problem, run_of, late[who]), who)
         for group, run_of, who in zip(in_order(candidate), records.tiers, records.visitors, strict=True)
     ]
-    busy = _weighted([(group, m.utilisation) for group, m, _ in tiers])
+    busy = _weighted([(group.gpus, m.utilisation) for group, m, _ in tiers])
+    drawn = _weighted(
+        [(group.gpus * group.service.deployment.accelerator.power, m.utilisation) for group, m, _ in tiers]
+    )
     times = _times(records, kept, late)
     return {
         "requests": int(problem.workload.requests),
@@ -100,7 +104,7 @@ def figures(problem: Problem, candidate: Candidate, records: ClusterRecords) -> 
         "quality": {"mean": quality} if quality else None,
         "cost": _money(problem, candidate, rate, flow, quality)
         | {"gpu_s_per_request": metrics.mean_interval(records.gpu_s[kept])},
-        "energy_j": _energy(problem, candidate, rate, flow, busy),
+        "energy_j": _energy(candidate, rate, flow, drawn),
     }
 
 
@@ -212,16 +216,22 @@ def _tier(problem: Problem, group: Group, m: Metrics) -> Tree:
     }
 
 
-def _weighted(shares: list[tuple[Group, Estimate]]) -> Estimate:
-    """Return the mean over the GPUs of the tiers; its ends are those of the ends."""
-    gpus = sum(g.gpus for g, _ in shares)
-    return Estimate(*(sum(g.gpus * e[i] for g, e in shares) / gpus for i in range(3)))
+def _weighted(shares: list[tuple[float, Estimate]]) -> Estimate:
+    """Return the mean over the tiers by weight, such as their GPUs; its ends are those of the ends."""
+    total = sum(weight for weight, _ in shares)
+    return Estimate(*(sum(weight * e[i] for weight, e in shares) / total for i in range(3)))
+
+
+def _mean_gpu(candidate: Candidate) -> Accelerator:
+    """Return an accelerator that draws what the GPUs of the plan do on average."""
+    kinds = [(g.gpus, g.service.deployment.accelerator) for g in candidate.groups]
+    return replace(kinds[0][1], power=sum(n * gpu.power for n, gpu in kinds) / candidate.gpus)
 
 
 def _money(problem: Problem, candidate: Candidate, rate: Estimate, flow: Estimate, quality: Estimate | None) -> Tree:
-    price = problem.scenario.fleet.price_per_gpu_hour
+    usd_per_s = price(problem, candidate.groups)
     held = _held(candidate, rate)
-    each = metrics.scaled(held, problem.price)
+    each = metrics.scaled(held, usd_per_s / candidate.gpus)
     correct = None
     if quality and quality.value > 0:
         correct = metrics.product(each, _inverse(quality, lambda share: dollars_per_correct_answer(1.0, share)))
@@ -230,16 +240,19 @@ def _money(problem: Problem, candidate: Candidate, rate: Estimate, flow: Estimat
         "usd_per_1000_requests": metrics.scaled(each, 1000.0),
         "usd_per_correct_answer": correct,
         "usd_per_million_output_tokens": _inverse(
-            flow, lambda tokens: dollars_per_million_tokens(candidate.gpus, price, tokens)
+            flow, lambda tokens: dollars_per_million_tokens(1.0, 3600 * usd_per_s, tokens)
         ),
         "gpu_s_held_per_request": held,
-        "joules_per_request_at_most": metrics.scaled(held, problem.accelerator.power),
+        "joules_per_request_at_most": metrics.scaled(held, _mean_gpu(candidate).power),
     }
 
 
-def _energy(problem: Problem, candidate: Candidate, rate: Estimate, flow: Estimate, busy: Estimate) -> Tree:
-    """Return joules by the linear power model; its own doubt is in ``at_least`` and ``at_most``, not in intervals."""
-    gpu, held = problem.accelerator, _held(candidate, rate)
+def _energy(candidate: Candidate, rate: Estimate, flow: Estimate, busy: Estimate) -> Tree:
+    """Return joules by the linear power model, ``busy`` weighted by board power.
+
+    The model's own doubt is in ``at_least`` and ``at_most``, not in intervals.
+    """
+    gpu, held = _mean_gpu(candidate), _held(candidate, rate)
     low, share, high = (min(max(x, 0.0), 1.0) if math.isfinite(x) else 1.0 for x in (busy.low, busy.value, busy.high))
     least = replace(SERVING, busy=SERVING.busy_low)
     power = Estimate(*(float(joules(1.0, x, gpu)) for x in (share, low, high)))

@@ -13,14 +13,16 @@ from simulator.workload import Workload, at_rate
 from theory.errors import InfeasibleError, require
 
 from . import explain
-from .build import Problem, resolve
+from .build import Problem, joined_names, resolve
+from .crossover import crossover
 from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario, Slo
-from .search import Candidate, Rule, Search, best_of, quality_floor, refine, single
+from .search import Candidate, Group, Rule, Search, best_of, quality_floor, refine, single
 from .service import Service
 from .simulate import measured_capacity, missed, simulate_candidate
 from .space import Space, enumerate_space, with_slo
 from .storage import Ledger, Means, ledger
+from .tipping import tipping_points
 
 CAPACITY_REQUESTS = 6000  # of the scenario, simulated at each rate to find what a replica bears [-]
 CAPACITY_STEP = 0.95  # a service that misses an SLO in simulation is taken to bear this share of that load [-]
@@ -90,11 +92,12 @@ def plan_scenario(
         "feasible": True,
         "plan": {
             "gpus": chosen.gpus,
-            "accelerator": problem.accelerator.name,
-            "tiers": explain.tiers(problem, chosen),
+            "accelerator": joined_names(_accelerator(g) for g in chosen.groups),
+            "tiers": explain.tiers(problem, space, chosen),
             "first_stops": explain.first_stops(chosen.rule),
             "stop_rule": explain.stop_rule(chosen.rule),
         },
+        "traffic": explain.traffic(problem),
         "predicted": figures,
         "simulated": simulated,
         "baseline": baseline,
@@ -104,6 +107,7 @@ def plan_scenario(
         "speculation": _speculation(problem, space, chosen),
         "binding": explain.binding(problem, space, chosen, search.used(chosen)),
         "sensitivity": _sensitivity(problem, space, progress),
+        "changes": _changes(search, chosen, candidates, progress),
         "evaluated": {
             "analytic": search.evaluated,
             "policies": len(candidates),
@@ -111,9 +115,9 @@ def plan_scenario(
             "excluded": list(space.excluded),
         },
         "provenance": {
-            "step_time": problem.profile.provenance,
-            "profile": problem.profile.name,
-            "profile_source": problem.profile.source,
+            "step_time": joined_names(p.profile.provenance for p in problem.pools),
+            "profile": joined_names(p.profile.name for p in problem.pools),
+            "profile_source": joined_names(p.profile.source for p in problem.pools),
             "quality": scenario.quality.source if scenario.quality else None,
             "signal": scenario.quality.signal.source if scenario.quality else None,
             "traffic": problem.workload.source,
@@ -123,6 +127,14 @@ def plan_scenario(
     result["explanation"] = explain.sentences(problem, result)
     result["wall_s"] = time.perf_counter() - start
     return result
+
+
+def _where(problem: Problem, group: Group) -> str:
+    return problem.where(group.service.deployment)
+
+
+def _accelerator(group: Group) -> str:
+    return group.service.deployment.accelerator.name
 
 
 def _verified(
@@ -204,7 +216,7 @@ def _baseline(search: Search, seed: int, kept: Ledger, progress: Progress) -> di
         found.items(), kept.simulations(_simulated, tasks), strict=True
     ):
         rows[key] = {
-            "tiers": explain.tiers(problem, candidate),
+            "tiers": explain.tiers(problem, search.space, candidate),
             "predicted": explain.predicted(problem, restricted.space, candidate),
             "simulated": simulated,
             "keeps_slos": not missed(simulated, candidate, problem),
@@ -234,7 +246,7 @@ def _frontier(problem: Problem, candidates: list[Candidate], vertices: list[Plan
                 "quality": c.rule.quality if problem.outcomes is not None else None,
                 "gpus": c.gpus,
                 "tiers": [
-                    f"{g.replicas} x {problem.scenario.tiers[g.tier].name} tp{g.service.gpus}"
+                    f"{g.replicas} x {problem.scenario.tiers[g.tier].name} tp{g.service.gpus}{_where(problem, g)}"
                     + (f" + {g.service.draft.model.name}" if g.service.draft else "")
                     for g in c.groups
                 ],
@@ -295,10 +307,13 @@ def _load_prices(search: Search, chosen: Candidate, lam: float | None) -> dict[s
 
 
 def _speculation(problem: Problem, space: Space, chosen: Candidate) -> dict[str, Any]:
-    crossings = [explain.crossover(problem, space, group) for group in chosen.groups]
+    crossings = [crossover(problem, space, group) for group in chosen.groups]
     return {
-        "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, chosen)},
+        "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, space, chosen)},
         "crossover_requests_per_s": {c["tier"]: c["crossover_requests_per_s"] for c in crossings if c is not None},
+        "crossover_interval_requests_per_s": {
+            c["tier"]: c["crossover_interval_requests_per_s"] for c in crossings if c is not None
+        },
         "by_tier": [c for c in crossings if c is not None],
     }
 
@@ -322,12 +337,22 @@ def _sensitivity(problem: Problem, space: Space, progress: Progress) -> list[dic
                 "usd_per_1000_requests": 1000 * best.cost,
                 "quality": best.rule.quality if problem.outcomes is not None else None,
                 "gpus": best.gpus,
-                "tiers": [f"{g.replicas} x {g.service.name}" for g in best.groups],
+                "tiers": [f"{g.replicas} x {g.service.name}{_where(problem, g)}" for g in best.groups],
             }
         except InfeasibleError as error:
             row |= {"infeasible": str(error)}
         rows.append(row)
     return rows
+
+
+def _changes(
+    search: Search, chosen: Candidate, candidates: list[Candidate], progress: Progress
+) -> list[dict[str, Any]]:
+    """Return what would change the decision, on the capacities that simulation left behind."""
+    progress("changes", 0, 1)
+    rules = [chosen.rule, *(c.rule for c in pareto(candidates))]
+    space = replace(search.space, capacity=tuple(c.copy() for c in search._capacity))
+    return tipping_points(search.problem, space, chosen, rules)
 
 
 def _at_load(problem: Problem, factor: float) -> Problem:

@@ -163,7 +163,7 @@ def _row(
         "verify": verify_step(deployment, profile, gamma, n, s).total,
         "draft": draft_step(deployment, profile, draft, n, s).total,
     }
-    spread = _time_spread(deployment, profile, draft, gamma, n, s, level)
+    spread = time_spread(deployment, profile, draft, gamma, n, s, level)
     low, mid, high = (float(speedup(x, length, **times)) for x in (a.low, a.value, a.high))
     return {
         "draft_length": length,
@@ -176,7 +176,7 @@ def _row(
     }
 
 
-def _time_spread(
+def time_spread(
     deployment: Deployment, profile: Profile, draft: DraftModel, gamma: Array, n: Array, s: Array, level: float
 ) -> float:
     """Half width of ln(speed-up) from step times, taken as independent: errors they share cancel in the ratio."""

@@ -12,15 +12,24 @@ from typing import Any
 
 from theory.errors import InputError
 
+from .launch import launch_files
 from .requests import RequestFormat, write_requests
+from .scenario import Scenario
 from .simulate import Simulation
+from .sweep import sweep_csv, sweep_png
 from .timeline import draw
 
 
-def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Write plan.json, frontier.csv and frontier.png into ``folder`` and return their paths.
+def write_report(result: dict[str, Any], folder: Path, scenario: Scenario, start: Path) -> list[Path]:
+    """Write plan.json, frontier.csv, frontier.png and the files to run into ``folder`` and return their paths.
 
-    The files depend on the scenario and the seed alone: the time the planner took is left out.
+    The files depend on the scenario and the seed alone: the time the planner took is left out. Those to run are
+    launch-TIER.sh, bench.sh, policy.json and scenario.yaml (:mod:`planner.launch`).
+
+    Parameters
+    ----------
+    start : Path
+        Where relative paths of the scenario start.
 
     Raises
     ------
@@ -32,6 +41,23 @@ def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
         "plan.json": (json.dumps(stable, indent=2, allow_nan=False) + "\n").encode(),
         "frontier.csv": _csv(result["frontier"]).encode(),
         "frontier.png": _png(result),
+        **{name: text.encode() for name, text in launch_files(result, scenario, start, folder).items()},
+    }
+    return _written(folder, {name: _of(content) for name, content in contents.items()})
+
+
+def write_sweep(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write sweep.json, sweep.csv and sweep.png; return their paths. Finished points stay in sweep.jsonl.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made or written.
+    """
+    contents = {
+        "sweep.json": (json.dumps(result, indent=2, allow_nan=False) + "\n").encode(),
+        "sweep.csv": sweep_csv(result["points"]).encode(),
+        "sweep.png": sweep_png(result["points"], result["scenario"]),
     }
     return _written(folder, {name: _of(content) for name, content in contents.items()})
 

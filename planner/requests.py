@@ -64,11 +64,21 @@ def request_columns(
         Column("accepted_tokens", records.accepted),
         Column("preemptions", records.preemptions),
         Column("gpu_s", records.gpu_s, 6),
-        Column("usd", dollars(records.gpu_s, problem.scenario.fleet.price_per_gpu_hour), 9),
+        Column("usd", _dollars(problem, candidate, records), 9),
         Column("correct", records.correct, 0 if _whole(records.correct) else 6),
         Column("refused", records.refused.astype(np.int64)),
         Column("warmup", warmup.astype(np.int64)),
     )
+
+
+def _dollars(problem: Problem, candidate: Candidate, records: ClusterRecords) -> NDArray[np.float64]:
+    """Return what each request's share of busy GPUs costs, tier by tier at the price of its pool [USD]."""
+    paid = np.zeros(records.arrival.size)
+    for group, run, who in zip(in_order(candidate), records.tiers, records.visitors, strict=True):
+        if run is not None:
+            held = run.service_s * group.service.gpus
+            paid[who] += dollars(held, problem.pool(group.service.deployment).price_per_gpu_hour)
+    return paid
 
 
 def _whole(values: NDArray[np.float64]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from theory.errors import InputError, refuse, require
 from theory.specs import Precision
@@ -28,7 +28,7 @@ class _Strict(BaseModel):
 
 
 class Fleet(_Strict):
-    """The GPUs that may be used and what they cost."""
+    """A pool of GPUs of one kind that may be used and what they cost."""
 
     accelerator: str = Field(description="accelerator of the catalog")
     gpus: Count = Field(description="GPUs that may be used, one node [-]")
@@ -189,6 +189,9 @@ class DraftChoice(_Strict):
     draft_tokens: Positive | None = Field(None, description="tokens the draft was trained on, for the law [tokens]")
     target_tokens: Positive | None = Field(None, description="tokens the target was trained on, for the law [tokens]")
     max_length: Annotated[int, Field(ge=1, le=16)] = Field(8, description="longest draft considered [tokens]")
+    draft_lengths: list[Annotated[int, Field(ge=1, le=16)] | Literal["auto"]] = Field(
+        ["auto"], min_length=1, description="draft lengths tried; auto: the best one for each batch size [tokens]"
+    )
 
     @model_validator(mode="after")
     def _sourced(self) -> DraftChoice:
@@ -198,6 +201,9 @@ class DraftChoice(_Strict):
                 "needs exactly one of `acceptance` with its `source`, `acceptance_by_position` with its `source`, "
                 "`draft_tokens` and `target_tokens`"
             )
+        longest = max((n for n in self.draft_lengths if n != "auto"), default=1)
+        if longest > self.max_length:
+            raise ValueError(f"`draft_lengths` must be at most `max_length` {self.max_length} [tokens]; got {longest}")
         if not by_law and not self.source:
             raise ValueError("`acceptance` needs a `source`: a number without one is refused")
         return self
@@ -209,6 +215,7 @@ class TierChoice(_Strict):
     name: str = Field(min_length=1)
     model: str = Field(description="model of the catalog, or a path to a config.json or its folder")
     tp: list[Count] = Field(default=[1, 2, 4, 8], min_length=1, description="tensor-parallel degrees allowed [GPUs]")
+    max_num_seqs: list[Count] = Field([], description="batch limits tried; the engine's by default [sequences]")
     precision: Precision = "bf16"
     kv_precision: Precision = "bf16"
     drafts: list[DraftChoice] = Field(default=[], description="drafts allowed besides none")
@@ -273,6 +280,7 @@ class TierDeployment(_Strict):
     """One tier as deployed, for `simulate`."""
 
     tier: str
+    accelerator: str | None = Field(None, description="pool of the fleet it runs on; the first by default")
     tp: Count
     replicas: Count = 1
     draft: str | None = Field(None, description="model of one of the tier's drafts; none: plain decoding")
@@ -325,7 +333,11 @@ class Scenario(_Strict):
 
     name: str = Field(min_length=1)
     description: str = ""
-    fleet: Fleet
+    fleet: Annotated[
+        Annotated[Fleet, Tag("one-pool")]
+        | Annotated[list[Fleet], Field(min_length=1, max_length=4), Tag("list[pool]")],
+        Discriminator(lambda given: "list[pool]" if isinstance(given, list) else "one-pool"),
+    ] = Field(description="GPUs of one kind, or a list of pools of different kinds")
     engine: Engine = Engine()
     traffic: Traffic
     tiers: list[TierChoice] = Field(min_length=1, max_length=4)
@@ -335,8 +347,16 @@ class Scenario(_Strict):
     deployment: DeploymentChoice | None = None
     search: Search = Search()
 
+    @property
+    def pools(self) -> tuple[Fleet, ...]:
+        """The kinds of GPU that may be used."""
+        return tuple(self.fleet) if isinstance(self.fleet, list) else (self.fleet,)
+
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
+        kinds = [pool.accelerator for pool in self.pools]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"`fleet` must have pools of different accelerators; got {', '.join(kinds)}")
         names = [tier.name for tier in self.tiers]
         if len(set(names)) != len(names):
             raise ValueError(f"`tiers` must have distinct names; got {', '.join(names)}")
@@ -476,7 +496,8 @@ def _explain(error: ValidationError) -> str:
         stop = "" if message.endswith(".") else "."
         return f"`{path}` {message}{stop}{tail}" if path != "scenario" else f"{message}{stop}{tail}"
     rule = message.split(" should be ")[-1].split(" should ")[-1]
-    return f"`{path}` must be {rule}; got {_short(first['input'])}.{_way_out(first['loc'])}{tail}"
+    verb = "" if rule.startswith("have ") else "be "
+    return f"`{path}` must {verb}{rule}; got {_short(first['input'])}.{_way_out(first['loc'])}{tail}"
 
 
 def _way_out(loc: tuple[int | str, ...]) -> str:
@@ -498,7 +519,7 @@ def _short(value: object) -> str:
 
 def _is_branch(part: str) -> bool:
     """Whether a location part names a branch of a union (pydantic adds them), not a key of the document."""
-    return part.startswith(("constrained-", "literal[", "function-", "float", "list[", "tuple[", "int"))
+    return part.startswith(("constrained-", "literal[", "function-", "float", "list[", "tuple[", "int", "one-pool"))
 
 
 def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
@@ -517,6 +538,8 @@ def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
+    if typing.get_origin(annotation) is Annotated:
+        return _model_of(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
         found = (_model_of(a) for a in typing.get_args(annotation))
         return next((m for m in found if m is not None), None)

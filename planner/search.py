@@ -82,7 +82,7 @@ class Candidate:
     def key(self) -> tuple[object, ...]:
         """What tells two plans apart: tiers, services, replicas, and the rule to four digits."""
         return (
-            tuple((g.tier, g.service.name, g.replicas) for g in self.groups),
+            tuple((g.tier, id(g.service), g.replicas) for g in self.groups),
             round(self.rule.quality, 4) if not math.isnan(self.rule.quality) else None,
         )
 
@@ -94,6 +94,8 @@ class Search:
         self.problem, self.space, self.floor = problem, space, floor
         self.evaluated = 0  # (policy, service) pairs priced analytically
         self._capacity = [c.copy() for c in space.capacity]
+        pools = problem.pools
+        self._pool = [np.array([pools.index(problem.pool(s.deployment)) for s in of]) for of in space.services]
 
     def subsets(self) -> list[tuple[int, ...]]:
         """Return every non-empty set of tiers that can serve at all, as ascending indices."""
@@ -102,7 +104,7 @@ class Search:
 
     def prices(self, tiers: Sequence[int]) -> Array:
         """Return what a visit to each tier costs at the capacity of its best service [USD]."""
-        return np.array([self.space.unit_gpu_seconds(i) for i in tiers]) * self.problem.price
+        return np.array([self.space.unit_cost(self.problem, i) for i in tiers])
 
     def enumerate(self) -> list[Candidate]:
         """Return the candidates of all subsets of tiers, policies priced by the GPU time of a visit."""
@@ -115,14 +117,14 @@ class Search:
     def carried(self, rules: list[Rule]) -> list[Candidate]:
         """Return the feasible candidates of the rules of one frontier, and of the mixtures that use spare capacity."""
         built = [self.allocate(rule) for rule in rules]
-        gpus = [math.inf if c is None else c.gpus for c in built]
+        costs = [math.inf if c is None else c.cost for c in built]
         order = sorted(range(len(rules)), key=lambda i: rules[i].quality)
-        steps = [(i, j) for i, j in itertools.pairwise(order) if gpus[i] < gpus[j]]
+        steps = [(i, j) for i, j in itertools.pairwise(order) if costs[i] < costs[j] * (1 - 1e-9)]
         full = [self.filled(rules[i], rules[j]) for i, j in steps]
         return [c for c in built + full if c is not None]
 
     def filled(self, low: Rule, high: Rule) -> Candidate | None:
-        """Return the dearest mixture of two pure rules that fits on the GPUs of the cheaper one.
+        """Return the dearest mixture of two pure rules that costs no more GPUs than the cheaper one.
 
         GPUs come in whole groups, so a plan has capacity to spare; the spare escalates more requests.
         """
@@ -133,7 +135,7 @@ class Search:
         for _ in range(FILL_STEPS):
             share = (inside + outside) / 2
             candidate = self.allocate(_blend(low, high, share))
-            if candidate is not None and candidate.gpus <= start.gpus:
+            if candidate is not None and candidate.cost <= start.cost * (1 + 1e-9):
                 best, inside = candidate, share
             else:
                 outside = share
@@ -153,23 +155,25 @@ class Search:
             yield _mixed(tiers, part, prices, front.at_quality(self.floor))
 
     def allocate(self, rule: Rule) -> Candidate | None:
-        """Return the rule on the fewest GPUs that carry it within the SLOs, or None if the fleet is too small."""
-        used = [(i, v) for i, v in zip(rule.tiers, rule.visits, strict=True) if v > 1e-9]
-        groups = [self._group(i, self.problem.rate * float(v)) for i, v in used]
-        self.evaluated += sum(len(self.space.services[i]) for i, _ in used)
-        if any(g is None for g in groups):
-            return None
-        chosen = tuple(g for g in groups if g is not None)
-        gpus = sum(g.gpus for g in chosen)
-        if gpus > self.problem.scenario.fleet.gpus:
-            return None
-        cost = gpus * self.problem.price / self.problem.rate
-        return Candidate(rule, chosen, cost, math.nan)
+        """Return the rule on the cheapest GPUs that carry it within the SLOs, or None if the fleet is too small.
 
-    def _group(self, tier: int, rate: float) -> Group | None:
-        """Return the replicas of a tier on the fewest GPUs; of equal ones those with most capacity to spare."""
+        Of one pool the fewest GPUs of a tier are the best for any plan; which pool each tier runs on is tried out.
+        """
+        used = [(i, v) for i, v in zip(rule.tiers, rule.visits, strict=True) if v > 1e-9]
+        self.evaluated += sum(len(self.space.services[i]) for i, _ in used)
+        pools = range(len(self.problem.pools))
+        of_pool = [[self._group(i, self.problem.rate * float(v), p) for p in pools] for i, v in used]
+        options = [[g for g in of_tier if g is not None] for of_tier in of_pool]
+        fitting = [chosen for chosen in itertools.product(*options) if fits(self.problem, chosen)]
+        if not fitting:
+            return None
+        chosen = min(fitting, key=lambda groups: price(self.problem, groups))
+        return Candidate(rule, chosen, price(self.problem, chosen) / self.problem.rate, math.nan)
+
+    def _group(self, tier: int, rate: float, pool: int) -> Group | None:
+        """Return the replicas of a tier on the fewest GPUs of a pool; of equal ones those with most to spare."""
         capacity = self._capacity[tier]
-        able = np.flatnonzero(capacity > 0)
+        able = np.flatnonzero((capacity > 0) & (self._pool[tier] == pool))
         if not len(able):
             return None
         gpus = np.array([s.gpus for s in self.space.services[tier]])
@@ -179,6 +183,10 @@ class Search:
         best = able[np.lexsort((-spare, total))[0]]
         count = math.ceil(rate / capacity[best] - 1e-9)
         return Group(tier, self.space.services[tier][best], count, rate / count)
+
+    def capacities(self) -> Array:
+        """Return what a replica of each service bears, as far as is known, the services of all tiers in one row."""
+        return np.concatenate(self._capacity)
 
     def at_capacity(self, candidate: Candidate, lam: float) -> LoadPlan | None:
         """Return the best mixture of stop rules on a plan's own replicas, and what a visit is worth there.
@@ -207,6 +215,10 @@ class Search:
     def bears(self, candidate: Candidate) -> bool:
         """Return whether every replica of a plan bears its load, as far as is known."""
         return bool(np.all(self.used(candidate) <= 1 + 1e-9))
+
+    def within_fleet(self, candidate: Candidate) -> bool:
+        """Return whether every pool has the GPUs that a plan runs on it."""
+        return fits(self.problem, candidate.groups)
 
     def used(self, candidate: Candidate) -> Array:
         """Return the load of each group over the greatest its replicas bear within the SLOs [-]."""
@@ -241,7 +253,9 @@ class Search:
         options = [
             Group(group.tier, s, group.gpus // s.gpus, rate / (group.gpus // s.gpus))
             for s, c in zip(self.space.services[group.tier], self._capacity[group.tier], strict=True)
-            if group.gpus % s.gpus == 0 and rate / (group.gpus // s.gpus) <= c
+            if s.deployment.accelerator == group.service.deployment.accelerator
+            and group.gpus % s.gpus == 0
+            and rate / (group.gpus // s.gpus) <= c
         ] or [group]
         state = occupancy([o.service for o in options], np.array([o.rate for o in options]), self.space.load)
         return options[int(np.argmin(state.e2e_s))]
@@ -249,6 +263,18 @@ class Search:
     def e2e(self, group: Group) -> float:
         """Return the mean time of a visit, analytic [s]."""
         return float(occupancy([group.service], np.array([group.rate]), self.space.load).e2e_s[0])
+
+
+def price(problem: Problem, groups: Iterable[Group]) -> float:
+    """Return what the GPUs of some tiers cost [USD/s]."""
+    return sum(g.gpus * problem.pool(g.service.deployment).price for g in groups)
+
+
+def fits(problem: Problem, groups: Sequence[Group]) -> bool:
+    """Return whether every pool has the GPUs that run on it."""
+    return all(
+        sum(g.gpus for g in groups if problem.pool(g.service.deployment) is pool) <= pool.gpus for pool in problem.pools
+    )
 
 
 def _blend(low: Rule, high: Rule, share: float) -> Rule:
@@ -378,19 +404,20 @@ def best_of(search: Search, candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def _too_small(search: Search) -> str:
-    fleet, rate = search.problem.scenario.fleet, search.problem.rate
+    pools, rate = search.problem.pools, search.problem.rate
     alone = []
-    for i, choice in enumerate(search.problem.scenario.tiers):
-        group = search._group(i, rate)
+    for (i, choice), (p, pool) in itertools.product(enumerate(search.problem.scenario.tiers), enumerate(pools)):
+        group = search._group(i, rate, p)
         if group is not None:
-            alone.append((group.gpus, choice.name))
+            alone.append((group.gpus / pool.gpus, group.gpus, choice.name, pool))
     if not alone:
         return "no tier keeps the SLOs at any load. Relax `slo`, or allow other degrees in `tiers.tp`."
-    gpus, name = min(alone)
+    _, gpus, name, pool = min(alone, key=lambda a: a[:3])
+    of = f" of {pool.accelerator.name}" if len(pools) > 1 else ""
     return (
-        f"the load does not fit: {rate:.3g} requests/s within the SLOs need at least {gpus} GPUs (all on {name}); "
-        f"`fleet.gpus` is {fleet.gpus}. The nearest plan has fleet.gpus = {gpus}, or "
-        f"traffic.rate = {rate * fleet.gpus / gpus:.3g}."
+        f"the load does not fit: {rate:.3g} requests/s within the SLOs need at least {gpus} GPUs{of} (all on {name}); "
+        f"`fleet.gpus`{of} is {pool.gpus}. The nearest plan has fleet.gpus = {gpus}{of}, or "
+        f"traffic.rate = {rate * pool.gpus / gpus:.3g}."
     )
 
 
@@ -401,7 +428,8 @@ def _unmet(search: Search, nearest: Candidate) -> str:
             f"`objective.budget_usd_per_1000` = {objective.budget_usd_per_1000:g} USD is below the cheapest plan. "
             f"The nearest plan costs {1000 * nearest.cost:.4g} USD per 1000 requests."
         )
+    gpus = sum(pool.gpus for pool in search.problem.pools)
     return (
-        f"`objective.quality_floor` = {search.floor:.4g} is above what {search.problem.scenario.fleet.gpus} GPUs reach "
+        f"`objective.quality_floor` = {search.floor:.4g} is above what {gpus} GPUs reach "
         f"at this load. The nearest plan has quality {nearest.rule.quality:.4g}."
     )

@@ -242,7 +242,18 @@ def _overshoot(rounds: Schedule, draft: DraftModel | None) -> float:
 
 def with_length(service: Service, load: Load, length: int) -> Service:
     """Return the same replica with one fixed draft length for every batch size."""
-    rounds = _rounds(service.table, load, service.draft, length)
+    return _in_rounds(service, load, _rounds(service.table, load, service.draft, length))
+
+
+def with_acceptance(service: Service, load: Load, acceptance: float) -> Service:
+    """Return the same replica if its draft had another acceptance [-], with the schedule that is best for it."""
+    assert service.draft is not None
+    alike = replace(service.draft.acceptance, value=acceptance, low=acceptance, high=acceptance)
+    draft = replace(service.draft, acceptance=alike, by_position=None)
+    return _in_rounds(replace(service, draft=draft), load, _rounds(service.table, load, draft, None))
+
+
+def _in_rounds(service: Service, load: Load, rounds: Schedule) -> Service:
     return replace(
         service,
         rounds=rounds,

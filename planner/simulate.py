@@ -19,13 +19,13 @@ from theory import cascade
 from theory.errors import InfeasibleError, refuse, require
 from theory.memory import load_time
 
-from .build import Problem, resolve
+from .build import Pool, Problem, joined_names, resolve
 from .figures import STATUS_RULE, WARMUP_RULE, Tree, figures, in_order, joined, published, times_of
 from .predict import draft_degrees
 from .replications import replicate, seeds
 from .requests import Column, request_columns
 from .scenario import DeploymentChoice, Loading, Scenario, Slo, TierDeployment
-from .search import Candidate, Group, Rule, Search, best_of, quality_floor, single, subset
+from .search import Candidate, Group, Rule, Search, best_of, price, quality_floor, single, subset
 from .service import Load, Service, build_service
 from .space import capacities, enumerate_space, occupancy
 from .timeline import Timeline, timeline
@@ -250,8 +250,8 @@ def simulation(
         },
         "rules": {"status": STATUS_RULE, "warmup": WARMUP_RULE},
         "provenance": {
-            "step_time": problem.profile.provenance,
-            "profile": problem.profile.name,
+            "step_time": joined_names(p.profile.provenance for p in problem.pools),
+            "profile": joined_names(p.profile.name for p in problem.pools),
             "seed": used_seed,
             "traffic": problem.workload.source,
         },
@@ -313,13 +313,15 @@ def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
         for s, t, v in zip(services, chosen, rule.visits, strict=True)
     )
     used = tuple(g for g, v in zip(groups, rule.visits, strict=True) if v > 0)
-    gpus = sum(g.gpus for g in used)
-    if gpus > problem.scenario.fleet.gpus:
-        raise InfeasibleError(
-            f"`deployment` needs {gpus} GPUs; `fleet.gpus` is {problem.scenario.fleet.gpus}. "
-            f"The nearest plan has fleet.gpus = {gpus}."
-        )
-    return Candidate(rule, used, gpus * problem.price / rate, math.nan)
+    for pool in problem.pools:
+        gpus = sum(g.gpus for g in used if problem.pool(g.service.deployment) is pool)
+        if gpus > pool.gpus:
+            of = f" of {pool.accelerator.name}" if len(problem.pools) > 1 else ""
+            raise InfeasibleError(
+                f"`deployment` needs {gpus} GPUs{of}; `fleet.gpus`{of} is {pool.gpus}. "
+                f"The nearest plan has fleet.gpus = {gpus}{of}."
+            )
+    return Candidate(rule, used, price(problem, used) / rate, math.nan)
 
 
 def _load_s(service: Service, loading: Loading | None) -> float:
@@ -346,15 +348,24 @@ def _deployed_service(problem: Problem, tier: int, choice: TierDeployment, load:
                 choice.draft,
                 f"Known: {', '.join(known) or 'none'}.",
             )
-    deployment = problem.deployment(tier, choice.tp)
+    pool = _pool(problem, choice.accelerator)
+    deployment = problem.deployment(tier, choice.tp, pool)
     length = None if choice.draft_length == "auto" else choice.draft_length
     degrees = draft_degrees(draft.model, choice.tp) if draft else [1]
     placed = [replace(draft, tp=d) if draft else None for d in degrees]
-    built = [build_service(tier, deployment, problem.profile, p, load, length) for p in placed]
+    built = [build_service(tier, deployment, pool.profile, p, load, length) for p in placed]
     good = [b for b in built if isinstance(b, Service)]
     if not good:
         raise InfeasibleError(f"the deployment does not fit: {built[0]}. The nearest plan needs a higher tp.")
     return min(good, key=lambda s: float(s.rounds.time[0] / s.rounds.tokens[0]))
+
+
+def _pool(problem: Problem, accelerator: str | None) -> Pool:
+    known = {p.accelerator.name: p for p in problem.pools}
+    if accelerator is not None and accelerator not in known:
+        name, way_out = "deployment.tiers.accelerator", f"Known: {', '.join(known)}."
+        refuse(name, "must be one of the fleet's pools", accelerator, way_out)
+    return known[accelerator] if accelerator is not None else problem.pools[0]
 
 
 def _deployed_rule(
@@ -367,7 +378,7 @@ def _deployed_rule(
     bears = capacities(services, load, problem.scenario.slo)
     most = occupancy(services, np.full(len(services), 1e-9), load).rate_limit
     bears = np.where(bears > 0, bears, most)
-    prices = np.array([s.gpus for s in services]) / bears * problem.price
+    prices = np.array([s.gpus * problem.pool(s.deployment).price for s in services]) / bears
     part = subset(problem.outcomes, tiers)
     policy = cascade.solve(part, prices, lam)
     value = cascade.evaluate(policy, part, prices)

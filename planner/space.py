@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from theory import queueing
 from theory.errors import InfeasibleError
 from theory.load_prices import Curve
 from theory.queueing import Occupancy
+from theory.specs import Deployment
 
 from .build import Problem
 from .predict import draft_degrees
@@ -32,11 +34,11 @@ class Space:
     capacity: tuple[Array, ...]  # by tier, greatest arrival rate of a replica that keeps the SLOs; 0: none [requests/s]
     excluded: tuple[str, ...]  # why other combinations cannot serve
 
-    def unit_gpu_seconds(self, tier: int) -> float:
-        """GPU seconds of a visit to ``tier`` at the capacity of its best service; inf if it has none [GPU s]."""
-        gpus = np.array([s.gpus for s in self.services[tier]], dtype=float)
+    def unit_cost(self, problem: Problem, tier: int) -> float:
+        """Price of the GPU time of a visit to ``tier`` at the capacity of its best service; inf if none [USD]."""
+        prices = np.array([s.gpus * problem.pool(s.deployment).price for s in self.services[tier]])
         with np.errstate(divide="ignore"):
-            return float(np.min(gpus / self.capacity[tier], initial=np.inf))
+            return float(np.min(prices / self.capacity[tier], initial=np.inf))
 
 
 def enumerate_space(problem: Problem) -> Space:
@@ -52,11 +54,13 @@ def enumerate_space(problem: Problem) -> Space:
     excluded: list[str] = []
     for tier, choice in enumerate(problem.scenario.tiers):
         found: list[Service] = []
-        for tp in choice.tp:
-            if tp > problem.scenario.fleet.gpus:
-                excluded.append(f"{choice.name} tp{tp}: exceeds fleet.gpus = {problem.scenario.fleet.gpus}")
+        for pool, tp in itertools.product(problem.pools, choice.tp):
+            deployment = problem.deployment(tier, tp, pool)
+            if tp > pool.gpus:
+                where = problem.where(deployment)
+                excluded.append(f"{choice.name} tp{tp}{where}: exceeds fleet.gpus = {pool.gpus}")
                 continue
-            for built in _of_degree(problem, tier, tp, load):
+            for built in _of_degree(problem, deployment, tier, load):
                 if isinstance(built, str):
                     excluded.append(built)
                 else:
@@ -73,25 +77,32 @@ def with_slo(space: Space, slo: Slo) -> Space:
     return replace(space, capacity=tuple(capacities(list(s), space.load, slo) for s in space.services))
 
 
-def _of_degree(problem: Problem, tier: int, tp: int, load: Load) -> list[Service | str]:
-    deployment = problem.deployment(tier, tp)
-    built = [build_service(tier, deployment, problem.profile, None, load)]
-    if isinstance(built[0], str):  # what does not fit alone does not fit beside a draft
-        return built
-    for draft in problem.drafts[tier]:
-        for degree in draft_degrees(draft.model, tp):
-            built.append(build_service(tier, deployment, problem.profile, replace(draft, tp=degree), load))
+def _of_degree(problem: Problem, deployment: Deployment, tier: int, load: Load) -> list[Service | str]:
+    profile, choice = problem.pool(deployment).profile, problem.scenario.tiers[tier]
+    built: list[Service | str] = []
+    for seqs in choice.max_num_seqs or [deployment.limits.max_num_seqs]:
+        limited = replace(deployment, limits=replace(deployment.limits, max_num_seqs=seqs))
+        plain = build_service(tier, limited, profile, None, load)
+        built.append(plain)
+        if isinstance(plain, str):  # what does not fit alone does not fit beside a draft
+            break
+        for draft, asked in zip(problem.drafts[tier], choice.drafts, strict=True):
+            for degree, length in itertools.product(draft_degrees(draft.model, deployment.tp), asked.draft_lengths):
+                fixed = None if length == "auto" else length
+                built.append(build_service(tier, limited, profile, replace(draft, tp=degree), load, fixed))
     return built
 
 
 def occupancy(services: list[Service], rates: Array, load: Load) -> Occupancy:
     """Return the steady state of each service at the rate beside it; arrays of one entry per service."""
-    first, further, alone = (np.array([getattr(s, f) for s in services]) for f in ("first_s", "further_s", "alone_s"))
+    states = max((len(s.rounds.time) for s in services), default=0)
+    first, further = (_padded([getattr(s, f) for s in services], states) for f in ("first_s", "further_s"))
+    alone = np.array([s.alone_s for s in services])
     return queueing.occupancy(
         rates,
         np.full(len(services), max(load.output - 1, 1e-9)),
-        np.array([s.rounds.time for s in services]),
-        np.array([s.rounds.tokens for s in services]),
+        _padded([s.rounds.time for s in services], states),
+        _padded([s.rounds.tokens for s in services], states),
         overshoot=np.array([s.overshoot for s in services]),
         slots=np.array([s.batch_cap for s in services]),
         prefill_time=first,
@@ -101,6 +112,11 @@ def occupancy(services: list[Service], rates: Array, load: Load) -> Occupancy:
         prefill_steps=np.ones(len(services)),
         length_cv2=load.output_cv2,
     )
+
+
+def _padded(rows: list[Array], states: int) -> Array:
+    """Return rows of one length: those of smaller batch limits go on at their last value, beyond their slots."""
+    return np.array([row if len(row) == states else np.pad(row, (0, states - len(row)), mode="edge") for row in rows])
 
 
 def congestion(service: Service, load: Load, capacity: float, replicas: int) -> Curve:

@@ -156,7 +156,7 @@ def study_name(problem: Problem, seed: int) -> str:
     seed, so that a changed trace or config.json is another search.
     """
     scenario = problem.scenario.model_dump_json(exclude={"description"})
-    digest = hashlib.sha256(repr((scenario, problem.models, problem.drafts, problem.profile, seed, ROUND)).encode())
+    digest = hashlib.sha256(repr((scenario, problem.pools, problem.models, problem.drafts, seed, ROUND)).encode())
     w, o = problem.workload, problem.outcomes
     for array in (w.arrival, w.prompt, w.output, w.cached, *((o.weight, o.correct, o.signal) if o else ())):
         digest.update(b"-" if array is None else array.tobytes())

@@ -41,6 +41,8 @@ def no_lengths(trace: str) -> list[str]:
     ]
 
 
+POOL = "{accelerator: h100-sxm, gpus: 8, price_per_gpu_hour: 2.5}"
+ON_POOL = ["--set", 'deployment={"tiers": [{"tier": "13b", "tp": 2}]}']
 PREDICT = ["predict", "--target", "llama-2-70b", "--accelerator", "h100-sxm", "--tp", "4"]
 CASES: list[tuple[list[str], int, str]] = [
     (["plan", "nowhere.yaml"], 2, "`scenario` must be a YAML file or a shipped name; got 'nowhere.yaml'"),
@@ -58,6 +60,19 @@ CASES: list[tuple[list[str], int, str]] = [
     (["plan", "--set", "fleet.gpus=0"], 2, "`fleet.gpus` must be greater than or equal to 1; got 0"),
     (["plan", "--set", "fleet.price_per_gpu_hour=0"], 2, "`fleet.price_per_gpu_hour` must be greater than 0"),
     (["plan", "--set", "fleet.accelerator=h100"], 2, "h100-sxm"),
+    (["plan", "--set", "fleet.gpuss=4"], 2, "Did you mean `gpus`"),
+    (["plan", "--set", "fleet=[]"], 2, "`fleet` must have at least 1 item"),
+    (["plan", "--set", f"fleet=[{POOL}, {POOL}]"], 2, "`fleet` must have pools of different accelerators; got"),
+    (["plan", "--set", f"fleet=[{POOL}]", "--set", "fleet.0.gpus=0"], 2, "`fleet.0.gpus` must be greater than or"),
+    (["plan", "--set", f"fleet=[{POOL}]", "--set", "fleet.0.gpuss=1"], 2, "Did you mean `gpus`"),
+    (["plan", "--set", f"fleet=[{POOL}, 3]"], 2, "`fleet.1` must be"),
+    (["plan", "--set", f"fleet=[{POOL}]", "--set", "fleet.0.accelerator=l40"], 2, "l40s"),
+    (["plan", "--set", f"fleet=[{POOL}]", "--set", "traffic.rate=400"], 3, "the load does not fit"),
+    (["plan", "--set", "tiers.0.max_num_seqs=[0]"], 2, "`tiers.0.max_num_seqs.0` must be greater than or equal to 1"),
+    (["plan", "--set", "tiers.0.drafts.0.draft_lengths=[]"], 2, "`tiers.0.drafts.0.draft_lengths` must"),
+    (["plan", "--set", "tiers.0.drafts.0.draft_lengths=[12]"], 2, "must be at most `max_length` 8 [tokens]; got 12"),
+    (["plan", "--set", "tiers.0.drafts.0.draft_lengths=[best]"], 2, "`tiers.0.drafts.0.draft_lengths.0` must be"),
+    (["simulate", *ON_POOL, "--set", "deployment.tiers.0.accelerator=a100"], 2, "must be one of the fleet's pools"),
     (["plan", "--set", "fleet.profile=nope"], 2, "`profile`"),
     (["plan", "--set", "tiers.0.model=llama-2-13c"], 2, "llama-2-13b"),
     (["plan", "--set", "tiers.0.model={dir}/cut"], 2, "config.json"),

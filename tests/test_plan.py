@@ -80,8 +80,10 @@ def test_prices_of_the_loads_are_at_their_fixed_point(shipped: dict[str, Any]) -
 def test_same_seed_same_bytes(shipped: dict[str, Any], tmp_path: Path) -> None:
     again = planned()
     for name, result in (("a", shipped), ("b", again)):
-        write_report(result, tmp_path / name)
-    for file in ("plan.json", "frontier.csv", "frontier.png"):
+        write_report(result, tmp_path / name, *load_scenario(overrides=QUICK))
+    files = {f.name for f in (tmp_path / "a").iterdir()}
+    assert {"plan.json", "frontier.csv", "frontier.png", "policy.json", "bench.sh", "scenario.yaml"} < files
+    for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -178,4 +180,7 @@ def test_command_line_writes_the_report(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert json.loads(done.stdout)["feasible"] is True
     assert done.stderr == ""
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["frontier.csv", "frontier.png", "plan.json"]
+    files = {f.name for f in (tmp_path / "out").iterdir()}
+    launched = {f"launch-{t['name']}.sh" for t in json.loads(done.stdout)["plan"]["tiers"]}
+    written = {"plan.json", "frontier.csv", "frontier.png", "policy.json", "bench.sh", "scenario.yaml"}
+    assert files == written | launched

@@ -108,7 +108,7 @@ def test_replicas_are_the_fewest_gpus(problem: Problem, space: Space) -> None:
                 [
                     s.gpus * m
                     for s, c in zip(space.services[group.tier], space.capacity[group.tier], strict=True)
-                    for m in range(1, problem.scenario.fleet.gpus + 1)
+                    for m in range(1, problem.pools[0].gpus + 1)
                     if c > 0 and rate / m <= c * (1 + 1e-9)
                 ]
             )

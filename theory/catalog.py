@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable
 from functools import cache
@@ -13,7 +14,7 @@ from .errors import refuse
 from .hf_config import from_hf_config
 from .specs import Accelerator, Transformer
 
-__all__ = ["accelerator", "accelerators", "from_hf_config", "model", "models", "published_parameters"]
+__all__ = ["accelerator", "accelerators", "from_hf_config", "hub", "model", "models", "published_parameters"]
 
 GIB = 2**30  # [byte]
 MIB = 2**20  # [byte]
@@ -141,3 +142,18 @@ def published_parameters(name: str) -> int:
     if name not in table:
         _unknown("model", name, table)
     return int(table[name]["published_parameters"])
+
+
+def hub(name: str) -> str | None:
+    """Return the Hugging Face repository whose ``config.json`` a catalog model's dimensions are from, None if unknown.
+
+    Base models: serve the fine-tuned one that your quality was measured on, which has the same dimensions.
+
+    Examples
+    --------
+    >>> hub("llama-2-13b")
+    'meta-llama/Llama-2-13b-hf'
+    """
+    entry = _table("models").get(name)
+    found = re.match(r"config\.json of ([\w.-]+/[\w.-]*\w)", entry["source"]) if entry else None
+    return found[1] if found else None

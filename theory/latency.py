@@ -33,6 +33,7 @@ Curves = Mapping[int, tuple[tuple[float, float], ...]]  # GPUs -> knots (size [b
 TILES = ((16, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
 QUANTISE_BYTES = 5  # of an activation that is read for its scale, read again and written in fp8 [byte per number]
 SPLITS = 8  # most thread blocks that share one tile along k [-]; assumed
+ROWWISE = ((1, 64), (4, 64))  # what vector units can do besides: no row is padded
 ATTENTION_TILE = 128  # query rows of a thread block of prefill attention [tokens]; FlashAttention-2/3
 DECODE_TILE = 64  # query rows (heads of a group x new tokens) of a thread block of decode attention [rows]
 DECODE_BLOCKS = 2  # thread blocks of decode attention an SM holds [-]; assumed, A100 rows tell it from 1 and 3
@@ -466,7 +467,8 @@ def gemm_time(
 
     with N thread blocks on S SMs, W the waves they take, phi the operand rate an SM is fed from the last-level cache,
     and w_eff / w above 1 when too few thread blocks read weights to saturate memory. In fp8 the activations are scaled
-    and rounded before, 5 m k bytes. A product without rows takes no time.
+    and rounded before, 5 m k bytes. A product without rows takes no time. An accelerator without matrix units also has
+    tiles of 1 and 4 rows.
 
     Parameters
     ----------
@@ -487,7 +489,7 @@ def gemm_time(
     stream = (width * cols * depth + ACTIVATION_BYTES * rows * (cols + depth)) / (accelerator.bandwidth * share)
     reduction = e.split_start + 8 * rows * cols / (feed * sms)
     best: Array = np.asarray(np.inf)
-    for tile_rows, tile_cols in TILES:
+    for tile_rows, tile_cols in TILES if accelerator.matrix_units else ROWWISE + TILES:
         across = np.ceil(cols / tile_cols)
         blocks = np.ceil(rows / tile_rows) * across
         work = depth * (2 * tile_rows * tile_cols / rate)
@@ -647,7 +649,8 @@ def decode_attention_time(
 
     with R the KV bytes read, N = H_kv max(B, splits) thread blocks, G query heads per KV head, mu the share of R
     that misses the last-level cache (1 unless the profile was timed on kernels alone), and W the excess of a last wave
-    that is not full: 1 + kv_wave (ceil(w) / w - 1) for w = H_kv B / 2 S > 1 waves of two blocks an SM.
+    that is not full: 1 + kv_wave (ceil(w) / w - 1) for w = H_kv B / 2 S > 1 waves of two blocks an SM. Rows are padded
+    to 64 on matrix units only.
 
     Source
     ------
@@ -662,7 +665,8 @@ def decode_attention_time(
     tail = 1 + e.kv_wave * (np.ceil(waves) / waves - 1)
     missed = _missed(read, e.kv_resident * accelerator.l2)
     pace = missed / (accelerator.bandwidth * e.kv_bandwidth) + (1 - missed) / (sms * e.kv_feed)
-    tile = DECODE_TILE * np.ceil(q * h / (hk * DECODE_TILE))
+    padded = DECODE_TILE if accelerator.matrix_units else 1
+    tile = padded * np.ceil(q * h / (hk * padded))
     flops = 4 * hk * head_dim * tile * b * (context_tokens + (q + 1) / 2)
     slowest = np.maximum(read * tail * pace / busy, flops / (accelerator.flops_bf16 * e.prefill_flops))
     slowest = np.maximum(slowest, read / accelerator.bandwidth)  # never below the datasheet

@@ -38,6 +38,7 @@ class Accelerator:
     l2: float  # last-level cache [byte]
     power: float  # board power limit [W]
     source: str = ""  # where the figures come from
+    matrix_units: bool = True  # products run on tensor cores, padded to 16 rows or more; False: on vector units
 
     def __post_init__(self) -> None:
         _positive(self, "memory", "l2", unit="byte")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from calibration.profiles import load_profile as load_profile
     from calibration.profiles import serving_profile as serving_profile
+    from planner.policy import read_policy as read_policy
     from planner.predict import DraftModel as DraftModel
     from planner.predict import predict as predict
     from planner.scenario import load_scenario as load_scenario
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "calibration.profiles": ("load_profile", "serving_profile"),
+    "planner.policy": ("read_policy",),
     "planner.predict": ("DraftModel", "predict"),
     "planner.scenario": ("load_scenario",),
     "theory.acceptance": ("Acceptance",),

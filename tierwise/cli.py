@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from theory.errors import InfeasibleError, InputError, require
+from theory.errors import InfeasibleError, InputError, refuse, require
 
 from .progress import Progress
 
@@ -20,6 +21,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 
 INTERRUPTED = 130  # exit code of a shell for a command ended by Ctrl-C
+
+
+class Interrupted(Exception):  # noqa: N818 - what happened, not what is wrong
+    """Ctrl-C in the middle of work that is kept; the message says where."""
 
 
 class Format(StrEnum):
@@ -40,6 +45,9 @@ FormatOption = Annotated[Format, typer.Option("--format", help="table for people
 OutputOption = Annotated[Path | None, typer.Option("--output", help="folder for files, made if absent")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="seed of every random draw")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="scenario override a.b=value, repeatable")]
+SweepOption = Annotated[
+    list[str] | None, typer.Option("--sweep", help="KEY=a:b:logN, a:b:linN or v1,v2,...; repeatable, gives the grid")
+]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="efficiency profile: name or TOML file")]
 ScenarioArgument = Annotated[str | None, typer.Argument(help="YAML file or shipped name; the shipped one by default")]
 
@@ -226,22 +234,32 @@ def plan(
     export_dashboard: Annotated[Path | None, typer.Option(help="SQLite file to write for optuna-dashboard")] = None,
     workers: Annotated[int, typer.Option(help="processes for trials and simulations; the plan is the same")] = 1,
     dask: Annotated[str | None, typer.Option(help="address of a Dask scheduler to send them to instead")] = None,
+    sweep: SweepOption = None,
 ) -> None:
-    """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario."""
+    """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario.
+
+    With --output: plan.json, frontier.csv, frontier.png, launch-TIER.sh, bench.sh, policy.json and scenario.yaml; with
+    --sweep as well: sweep.json, sweep.csv, sweep.png, and sweep.jsonl, whose finished points are not planned again.
+    """
     from planner.plan import plan_scenario
     from planner.report import write_report
     from planner.storage import Means
 
     from . import show
 
+    settings = [*(set_ or ()), *(() if profile is None else (f"fleet.profile={profile}",))]
+    means = Means(storage, resume, export_dashboard, workers, dask)
+    if sweep:
+        require(means == Means(), "sweep", "must come without the options of one search: it keeps its points", sweep)
+        _sweep(scenario, settings, sweep, seed, format, output)
+        return
     if output is not None:
         _folder(output)
-    means = Means(storage, resume, export_dashboard, workers, dask)
+    asked, start = _scenario(scenario, settings, seed)
     with _progress() as progress:
-        given, folder = _scenario(scenario, set_, seed)
-        result = plan_scenario(given, folder, profile=profile, seed=seed, progress=progress, means=means)
+        result = plan_scenario(asked, start, seed=seed, progress=progress, means=means)
     if output is not None:
-        write_report(result, output)
+        write_report(result, output, asked, start)
     _emit(result, show.plan, format, None, "")
 
 
@@ -268,6 +286,22 @@ def validate_kernels(
         steps = validate.device_steps(directory, device, profile)
         validate.plot_steps(steps, output / "kernels.png", f"{result['profile']['name']}, {device}")
     _emit(result, show.kernels, format, output, "kernels.json")
+
+
+@validate_app.command("steps")
+def validate_steps(
+    csv: Annotated[Path, typer.Argument(help="CSV that `tierwise measure` wrote")],
+    profile: Annotated[str, typer.Option(help="efficiency profile: name or TOML file; nothing is fitted")],
+    mode: Annotated[str | None, typer.Option(help="eager, graphs or compile; by default that of the profile")] = None,
+    format: FormatOption = Format.table,
+    output: OutputOption = None,
+) -> None:
+    """Predicted against measured steps of models the profile was not fitted on."""
+    from calibration.step_fit import validate_steps as evaluate
+
+    from . import show
+
+    _emit(evaluate(csv, profile, mode), show.steps, format, output, "steps.json")
 
 
 @validate_app.command("speculation")
@@ -328,26 +362,150 @@ def validate_quality(
 
 
 @app.command()
+def measure(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL...", help="checkpoint folder, config.json, catalog name"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="CSV to write or continue; with --acceptance a JSON file")] = None,
+    recipe: Annotated[str | None, typer.Option(help="shipped recipe or TOML file; options given change it")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the run, its memory and time; use no GPU")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu (default) or cuda")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="GPU of the catalog; by default what it calls itself")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; by default fp32 on a CPU, else bf16")] = None,
+    tp: Annotated[str | None, typer.Option(help="GPUs, as 1,2,4: one launch under torchrun for each")] = None,
+    placement: Annotated[str | None, typer.Option(help="single (default), or device-map to spread layers")] = None,
+    mode: Annotated[str | None, typer.Option(help="of eager, graphs (CUDA graphs), compile: as eager,graphs")] = None,
+    batch: Annotated[str | None, typer.Option(help="sequences of a step, as 1,8")] = None,
+    context: Annotated[str | None, typer.Option(help="tokens cached of each, as 128,512")] = None,
+    new: Annotated[str | None, typer.Option(help="new tokens of each, as 1,5: 1 decodes, more verify")] = None,
+    prefill: Annotated[str | None, typer.Option(help="tokens of a prompt, as 128,512")] = None,
+    repeats: Annotated[int | None, typer.Option(help="times each point is timed")] = None,
+    threads: Annotated[int | None, typer.Option(help="of the CPU; 1 by default")] = None,
+    clock: Annotated[
+        str | None, typer.Option(help="on a CPU: wall (default), or cpu where other programs run too")
+    ] = None,
+    acceptance: Annotated[bool, typer.Option("--acceptance", help="acceptance and real speculation of a pair")] = False,
+    target: Annotated[Path | None, typer.Option(help="with --acceptance: checkpoint folder of the target")] = None,
+    draft: Annotated[Path | None, typer.Option(help="with --acceptance: checkpoint folder of the draft")] = None,
+    text: Annotated[Path | None, typer.Option(help="with --acceptance: text file that is read and continued")] = None,
+    draft_length: Annotated[str | None, typer.Option(help="with --acceptance: draft lengths, as 1,2,4")] = None,
+    tokens: Annotated[int | None, typer.Option(help="with --acceptance: tokens to write after each prompt")] = None,
+    prompts: Annotated[int | None, typer.Option(help="with --acceptance: prompts to continue")] = None,
+    temperature: Annotated[float | None, typer.Option(help="with --acceptance: 0 is greedy; 1 by default")] = None,
+    seed: SeedOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Time prefill, decode and verify steps of a model; or measure acceptance and real speculation of a pair."""
+    from calibration.measure import Request, load_recipe, plan_report, plan_run
+    from calibration.measure import measure as run
+
+    from . import show
+
+    pair: dict[str, Any] = {
+        "target": target,
+        "draft": draft,
+        "text": text,
+        "draft-length": draft_length,
+        "tokens": tokens,
+    }
+    pair |= {"prompts": prompts, "temperature": temperature}
+    grid = {"batch": batch, "context": context, "new": new, "prefill": prefill}
+    lists = {k: _whole_numbers(k, v) for k, v in (grid | {"tp": tp}).items() if v is not None}
+    given: dict[str, Any] = {"device": device, "accelerator": accelerator, "dtype": dtype, "placement": placement}
+    given |= {
+        "repeats": repeats,
+        "threads": threads,
+        "clock": clock,
+        "seed": seed,
+        "mode": mode.split(",") if mode else None,
+    }
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
+    if acceptance:
+        timing = [*lists, *(k for k in given if k not in ("device", "dtype", "threads", "seed"))] + (models or [])
+        require(not timing, "acceptance", "must come without models and options of step times", timing)
+        _emit(_measured_pair(pair, given, output), show.acceptance, format, None, "")
+        return
+    stray = [k for k, v in pair.items() if v is not None]
+    require(not stray, "acceptance", "must be given with", stray, "Add --acceptance.")
+    require((recipe is None) != (not models), "model", "must be given, or a recipe, not both", models or recipe)
+    if "tp" in lists:
+        given["tp"] = lists.pop("tp")
+    if recipe is None:
+        given.setdefault("dtype", "bf16" if device == "cuda" else "fp32")
+    base = load_recipe(recipe) if recipe else Request(models=tuple(models or ()))
+    request = dataclasses.replace(base, **given, grid=dataclasses.replace(base.grid, **lists))
+    planned = plan_run(request, dry_run)
+    if dry_run:
+        _emit(plan_report(planned, output), show.measure_plan, format, None, "")
+        return
+    if output is None:
+        refuse("output", "must be given", None, "Name the CSV file to write, --output FILE.csv.")
+    require(output.parent.is_dir(), "output", "must lie in a folder that exists", str(output))
+    try:
+        with Progress(enabled=sys.stderr.isatty()) as progress:
+            result = run(planned, output, progress)
+    except KeyboardInterrupt:
+        raise SystemExit(
+            _say(f"interrupted; what was measured is in {output}. The same command continues.", 130)
+        ) from None
+    if result["advice"]:
+        _say(result["advice"], 0)
+    if os.environ.get("RANK", "0") == "0":
+        _emit(result | {"file": str(output)}, show.measured, format, None, "")
+
+
+def _measured_pair(pair: dict[str, Any], given: dict[str, Any], output: Path | None) -> dict[str, Any]:
+    from calibration.measure_acceptance import Pair, measure_acceptance
+
+    for name in ("target", "draft", "text"):
+        require(pair[name] is not None, name, "must be given with --acceptance", None)
+    length = pair.pop("draft-length")
+    fields = {k: v for k, v in pair.items() if v is not None} | given
+    if length is not None:
+        fields["draft_lengths"] = _whole_numbers("draft-length", length)
+    result: dict[str, Any] = measure_acceptance(Pair(**fields))
+    if output is not None:
+        require(output.parent.is_dir(), "output", "must lie in a folder that exists", str(output))
+        write_text(output, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return result
+
+
+def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    words = [w.strip() for w in text.split(",")]
+    require(all(w.isdigit() for w in words), name, "must be whole numbers with commas between", text, "Such as 1,8.")
+    return tuple(int(w) for w in words)
+
+
+@app.command()
 def fit(
-    directory: Annotated[Path, typer.Argument(help="folder of kernel measurements")],
-    device: Annotated[str, typer.Option(help="device of the files: h100, a100, h200")],
+    source: Annotated[Path, typer.Argument(help="CSV of `tierwise measure`, or folder of kernel measurements")],
     output: Annotated[Path, typer.Option(help="profile to write, a .toml file")],
-    layout: Annotated[str, typer.Option(help="vidur or aiconfigurator")] = "vidur",
+    device: Annotated[str | None, typer.Option(help="of a folder: device of its files, h100, a100, h200")] = None,
+    layout: Annotated[str, typer.Option(help="of a folder: vidur or aiconfigurator")] = "vidur",
     model: Annotated[
         list[str] | None, typer.Option(help="model to fit on, as its file names it; all by default")
     ] = None,
+    mode: Annotated[str | None, typer.Option(help="of a CSV with several: eager, graphs or compile")] = None,
     name: Annotated[str | None, typer.Option(help="name of the profile; by default that of the file")] = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Kernel measurements to an efficiency profile, with covariance, spread and the rows it saw."""
+    """Measured steps or kernels to an efficiency profile, with covariance, spread and the rows it saw."""
     from calibration.fit import fit_device
     from calibration.profiles import save_profile
+    from calibration.step_fit import fit_steps
 
     from . import show
 
     require(output.suffix == ".toml", "output", "must be a .toml file", str(output))
     require(output.parent.is_dir(), "output", "must lie in a folder that exists", str(output))
-    fitted = fit_device(directory, device, layout, tuple(model or ()), name or output.stem)
+    if source.is_file():
+        require(device is None, "device", "must be left out for a CSV: its header tells the device", device)
+        fitted = fit_steps(source, name or output.stem, mode, tuple(model or ()))
+    else:
+        if device is None:
+            refuse("device", "must be given for a folder of kernel measurements", None, "Pass --device h100.")
+        fitted = fit_device(source, device, layout, tuple(model or ()), name or output.stem)
     save_profile(fitted, output)
     result = {
         "name": fitted.name,
@@ -360,6 +518,35 @@ def fit(
         "file": str(output),
     }
     _emit(result, show.fitted, format, None, "")
+
+
+def _sweep(
+    scenario: str | None, settings: list[str], axes: list[str], seed: int | None, format: Format, output: Path | None
+) -> None:
+    from planner.report import write_sweep
+    from planner.scenario import SHIPPED
+    from planner.sweep import grid, parse_axis, sweep
+
+    from . import show
+
+    _scenario(scenario, settings, seed)  # refuse what is wrong without the sweep in its own words
+    points = grid([parse_axis(axis) for axis in axes], scenario or SHIPPED, settings)
+    if output is not None:
+        _folder(output)
+    try:
+        with _progress() as progress:
+            rows, reused = sweep(points, seed, progress, output)
+    except KeyboardInterrupt:
+        kept = (
+            f"finished points are in {output}/sweep.jsonl: the same command goes on" if output else "nothing was kept"
+        )
+        raise Interrupted(kept) from None
+    result = {"scenario": points[0].scenario.name, "points": rows}
+    if output is not None:
+        write_sweep(result, output)
+    if reused:
+        sys.stderr.write(f"tierwise: {reused} of {len(rows)} points were in {output}/sweep.jsonl\n")
+    _emit(result, show.sweep, format, None, "")
 
 
 def _scenario(name: str | None, overrides: list[str] | None, seed: int | None) -> tuple[Any, Path]:
@@ -429,6 +616,8 @@ def main() -> None:
             sys.stderr.write(message + "\n")
             sys.exit(2)
         code = _say(_usage(message), 2)
+    except Interrupted as error:
+        code = _say(f"interrupted; {error}.", INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
         code = _say("interrupted; nothing was written.", INTERRUPTED)
     except BrokenPipeError:

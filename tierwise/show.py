@@ -193,6 +193,22 @@ def kernels(result: dict[str, Any]) -> None:
     console.print(f"Profile {result['profile']['name']} ({result['profile']['provenance']}), nothing fitted here.")
     _errors(console, "Steps", [{"phase": p, **result[p]} for p in ("decode", "prefill")], ("phase",))
     _errors(console, "By model", result["by_group"], ("model", "tp", "phase"))
+    _worst_steps(console, result)
+
+
+def steps(result: dict[str, Any]) -> None:
+    """Print how far a profile is from steps that were measured whole."""
+    console = _console()
+    console.print(
+        f"Profile {result['profile']['name']} ({result['profile']['provenance']}), mode {result['mode']}; nothing "
+        f"fitted here, {result['left_out']} rows it was fitted on left out. Repeats spread by {result['noise']:.1%}."
+    )
+    _errors(console, "Steps", [{"phase": "all", **result["steps"]}], ("phase",))
+    _errors(console, "By model", result["by_group"], ("model", "tp", "phase"))
+    _worst_steps(console, result)
+
+
+def _worst_steps(console: Console, result: dict[str, Any]) -> None:
     worst = _table("Worst rows", "model", "tp", "phase", "batch", "context", "tokens", "measured", "predicted", "error")
     for r in result["worst"]:
         where = (str(r[k]) for k in ("model", "tp", "phase", "batch", "context", "tokens"))
@@ -211,6 +227,57 @@ def _errors(console: Console, title: str, rows: list[dict[str, Any]], keys: tupl
         errors = (f"{r['mape']:.1%}", f"{r['median_ape']:.1%}", f"{r['bias']:+.1%}", f"{r['p90_ape']:.1%}", inside)
         table.add_row(*(str(r[k]) for k in keys), str(int(r["n"])), *errors)
     console.print(table)
+
+
+def measure_plan(result: dict[str, Any]) -> None:
+    """Print what a run of measurements would be."""
+    console = _console()
+    memory = f"{result['memory_available_gb']:.1f} GB each"
+    console.print(f"{result['points']} points on {result['accelerator']} ({memory}), {result['dtype']}.")
+    table = _table("Models", "model", "tp", "mode", "points", "done", "memory", "expected")
+    for r in result["groups"]:
+        cells = (str(r[k]) for k in ("model", "tp", "mode", "points", "done"))
+        table.add_row(*cells, f"{r['memory_gb']:.1f} GB", _duration(r["expected_s"]))
+    console.print(table)
+    for name, why in result["left_out"].items():
+        console.print(f"Left out: {name}: {why}.", soft_wrap=True)
+    for launch in result["launches"]:
+        console.print(f"{launch['command']}  # {_duration(launch['expected_s'])}", soft_wrap=True)
+    console.print(f"Expected in all: {_duration(result['expected_s'])} ({result['provenance']}).", soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def measured(result: dict[str, Any]) -> None:
+    """Print what was measured."""
+    counts = (f"{result[k]} {k.replace('_', ' ')}" for k in ("measured", "measured_before", "oom", "skipped", "failed"))
+    _console().print(f"{result['file']}: {result['points']} points: {', '.join(counts)}.", soft_wrap=True)
+
+
+def acceptance(result: dict[str, Any]) -> None:
+    """Print what was measured of a target and a draft."""
+    console = _console()
+    head, alpha = result["header"], result["acceptance"]
+    console.print(
+        f"{head['draft']['name']} drafts for {head['target']['name']} on {head['text']}, temperature "
+        f"{head['temperature']:g}: acceptance {alpha['value']:.3f} (standard error {alpha['standard_error']:.3f}); "
+        f"perplexity {result['perplexity']['target']:.3g} (target), {result['perplexity']['draft']:.3g} (draft)"
+    )
+    tokens = _table("Tokens per round", "draft length", "measured", "i.i.d. law", "replay", "assisted", "by depth")
+    speed = _table("Speed-up", "draft length", "reference loop", "quartiles", "i.i.d. law", "assisted generation")
+    for r in result["by_draft_length"]:
+        depth = " ".join("-" if a is None else f"{a:.2f}" for a in r["acceptance_by_depth"])
+        iid, replay = r["tokens_per_round_iid"], r["tokens_per_round_replayed"]
+        counts = (r["tokens_per_round"], iid, replay, r["assisted"]["tokens_per_round"])
+        tokens.add_row(str(r["draft_length"]), *(f"{c:.2f}" for c in counts), depth)
+        own, other = r["speedup"], r["assisted"]["speedup"]
+        quartiles = f"{own['low']:.2f} to {own['high']:.2f}"
+        row = (f"{own['median']:.2f}", quartiles, f"{r['speedup_iid']:.2f}", f"{other['median']:.2f}")
+        speed.add_row(str(r["draft_length"]), *row)
+    console.print(tokens)
+    console.print(speed)
 
 
 def speculation(result: dict[str, Any]) -> None:
@@ -307,6 +374,27 @@ def plan(result: dict[str, Any]) -> None:
         f"({result['wall_s']:.1f} s; step times: {result['provenance']['step_time']}, "
         f"profile {result['provenance']['profile']})"
     )
+
+
+def sweep(result: dict[str, Any]) -> None:
+    """Print the plan of each point of a sweep."""
+    from planner.sweep import described
+
+    console, rows = _console(), result["points"]
+    table = _table(f"{result['scenario']}: plans", *rows[0]["settings"], "GPUs", "USD/1000", "quality", "lambda USD")
+    table.add_column("tiers (draft, its length at the mean batch)", overflow="fold")
+    for r in rows:
+        given = [f"{v:g}" if isinstance(v, float) else str(v) for v in r["settings"].values()]
+        if not r["feasible"]:
+            table.add_row(*given, "-", "-", "-", "-", f"none: {r['reason'].split('. ')[0]}")
+            continue
+        figures = (
+            f"{r['usd_per_1000_requests']:.3f}",
+            _or_none(r["quality"], "{:.4f}"),
+            _or_none(r["lambda"], "{:.3g}"),
+        )
+        table.add_row(*given, str(r["gpus"]), *figures, described(r["tiers"]))
+    console.print(table)
 
 
 def _schedule(ranges: list[list[int]]) -> str:

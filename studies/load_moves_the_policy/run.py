@@ -94,7 +94,7 @@ def row(of: Fleet, rate: float, lam: float) -> dict[str, Any]:
         "visits": plan.value.visits.tolist(),
         "quality": plan.value.quality,
         "request_s": plan.request_s,
-        "usd_per_1000_gpus": 1000 * gpus * of.problem.price / rate,
+        "usd_per_1000_gpus": 1000 * gpus * of.problem.pools[0].price / rate,
         "usd_per_1000_time": 1000 * TIME_VALUE * plan.request_s,
         "price_usd_per_1000_visits": (1000 * plan.prices).tolist(),
         "of_which_others_time": (1000 * plan.congestion).tolist(),

@@ -1,0 +1,328 @@
+"""What if: the plan over a grid of scenario settings, finished points kept, infeasible ones rows like the others."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from theory.errors import InfeasibleError, InputError, require
+
+from .plan import plan_scenario
+from .scenario import Scenario, load_scenario
+
+ALIASES = {
+    "gpu": "fleet.accelerator",
+    "gpus": "fleet.gpus",
+    "price": "fleet.price_per_gpu_hour",
+    "rate": "traffic.rate",
+    "floor": "objective.quality_floor",
+}
+RANGE = re.compile(r"([^:,]+):([^:,]+):(log|lin)(\d+)")
+KEPT = "sweep.jsonl"  # finished points, one a line
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A scenario key and the values it takes."""
+
+    key: str
+    values: tuple[str, ...]  # as they would stand after --set key=
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One scenario of the grid."""
+
+    settings: tuple[tuple[str, str], ...]  # key and value of each axis
+    scenario: Scenario
+    folder: Path
+
+
+def parse_axis(text: str) -> Axis:
+    """Return the axis of ``KEY=a:b:logN``, ``KEY=a:b:linN`` or ``KEY=v1,v2,...``; short names are in ALIASES.
+
+    N points from a to b, both ends in, evenly spaced or evenly in the logarithm, to four digits.
+
+    Raises
+    ------
+    InputError
+        If the text has another form, a bound is no number, N is below 2, or a logarithm is asked of nothing positive.
+
+    Examples
+    --------
+    >>> parse_axis("rate=1:16:log5").values
+    ('1', '2', '4', '8', '16')
+    >>> parse_axis("gpu=h100-sxm,h200-sxm").key
+    'fleet.accelerator'
+    """
+    key, sign, given = text.partition("=")
+    way_out = "E.g. traffic.rate=1:64:log10, fleet.gpus=4:16:lin4 or gpu=h100-sxm,h200-sxm."
+    require(bool(sign and key.strip() and given.strip()), "--sweep", "must have the form KEY=VALUES", text, way_out)
+    name = ALIASES.get(key.strip(), key.strip())
+    found = RANGE.fullmatch(given.strip())
+    if found is None:
+        require(":" not in given, "--sweep", "must give a range as a:b:logN or a:b:linN", text, way_out)
+        values = tuple(v.strip() for v in given.split(","))
+        require(all(values), "--sweep", "must give a value between commas", text, way_out)
+        require(len(set(values)) == len(values), "--sweep", "must give each value once", text)
+        return Axis(name, values)
+    return Axis(name, _spaced(text, *found.groups(), way_out=way_out))
+
+
+def _spaced(text: str, low: str, high: str, kind: str, count: str, *, way_out: str) -> tuple[str, ...]:
+    try:
+        start, end, n = float(low), float(high), int(count)
+    except ValueError:
+        raise InputError(f"`--sweep` must have numbers for a and b; got {text!r}. {way_out}") from None
+    require(bool(np.isfinite([start, end]).all()), "--sweep", "must have finite bounds", text, way_out)
+    require(n >= 2, "--sweep", "must have at least 2 points", text, way_out)
+    require(start < end, "--sweep", "must rise from a to b", text, way_out)
+    require(kind == "lin" or start > 0, "--sweep", "must have bounds above 0 for a logarithmic axis", text, way_out)
+    points = np.geomspace(start, end, n) if kind == "log" else np.linspace(start, end, n)
+    return tuple(f"{p:.4g}" if abs(p) < 1e4 else f"{p:.0f}" for p in points)
+
+
+def grid(axes: Sequence[Axis], source: str | Path, overrides: Sequence[str] = ()) -> list[Point]:
+    """Return every combination of the axes as a checked scenario, the last axis fastest.
+
+    Raises
+    ------
+    InputError
+        If an axis is given twice or a key or value is none of a scenario; nothing has been planned by then.
+    """
+    keys = [a.key for a in axes]
+    require(len(set(keys)) == len(keys), "--sweep", "must name each key once", ", ".join(keys))
+    points = []
+    for values in itertools.product(*(a.values for a in axes)):
+        settings = tuple(zip(keys, values, strict=True))
+        points.append(Point(settings, *load_scenario(source, [*overrides, *(f"{k}={v}" for k, v in settings)])))
+    return points
+
+
+def sweep(
+    points: Sequence[Point], seed: int | None, progress: Progress, keep: Path | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Return one row a point, in order, and how many were at hand from an earlier run.
+
+    Parameters
+    ----------
+    keep : Path, optional
+        Folder whose ``sweep.jsonl`` holds finished points: read first, and written after each point.
+    """
+    known = _known(keep / KEPT) if keep is not None else {}
+    rows, reused = [], 0
+    for done, point in enumerate(points):
+        progress("sweep", done, len(points))
+        mark = _mark(point, seed)
+        if mark in known:
+            reused += 1
+        else:
+            known[mark] = planned(point, seed)
+            if keep is not None:
+                _append(keep / KEPT, {"mark": mark, "row": known[mark]})
+        rows.append(known[mark])
+    progress("sweep", len(points), len(points))
+    return rows, reused
+
+
+def planned(point: Point, seed: int | None) -> dict[str, Any]:
+    """Return the row of a point: its settings, and the plan in a line or why there is none."""
+    settings = {key: _typed(value) for key, value in point.settings}
+    try:
+        return {
+            "settings": settings,
+            "feasible": True,
+            "reason": None,
+            **summary(plan_scenario(point.scenario, point.folder, seed=seed)),
+        }
+    except InfeasibleError as error:
+        return {"settings": settings, "feasible": False, "reason": str(error)}
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what changes with a setting: cost, tiers, draft lengths, lambda, and what was simulated."""
+    tiers, loads = result["plan"]["tiers"], {t["name"]: t["mean_batch"] for t in result["predicted"]["tiers"]}
+    simulated = result["simulated"]
+    return {
+        "gpus": result["plan"]["gpus"],
+        **{k: result["predicted"][k] for k in ("usd_per_1000_requests", "usd_per_correct_answer", "quality")},
+        "tiers": [
+            {
+                "name": t["name"],
+                "tp": t["tp"],
+                "replicas": t["replicas"],
+                "share": t["share"],
+                "draft": t["draft"],
+                "mean_batch": loads[t["name"]],
+                "draft_length": _length_at(t["schedule"], loads[t["name"]]),
+            }
+            for t in tiers
+        ],
+        "lambda": result["lambda"]["value"],
+        "lambda_interval": result["lambda"]["interval"],
+        "ttft_p99_s": simulated["ttft_s"]["p99"],
+        "tpot_mean_s": simulated["tpot_s"]["mean"],
+        "step_time": result["provenance"]["step_time"],
+    }
+
+
+def _length_at(schedule: list[list[int]], batch: float) -> int:
+    """Return the draft length at a batch, 0 without a draft; the last range holds beyond its end [tokens]."""
+    n = max(round(batch), 1)
+    return next((g for _, end, g in schedule if n <= end), schedule[-1][2] if schedule else 0)
+
+
+def _typed(value: str) -> str | float | None:
+    """Return a number or a name as what it is, and anything else as it was written."""
+    found = yaml.safe_load(value)
+    return found if found is None or isinstance(found, str | int | float) else value
+
+
+def _mark(point: Point, seed: int | None) -> str:
+    """Return what tells a point from others: another scenario, seed or axis is planned anew."""
+    said = json.dumps([point.settings, point.scenario.model_dump(mode="json"), seed], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:24]
+
+
+def _known(path: Path) -> dict[str, dict[str, Any]]:
+    """Return finished points; a last line that an interruption cut short is dropped from the file."""
+    if not path.exists():
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            found[entry["mark"]] = entry["row"]
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError):
+        raise InputError(f"`{path}` must hold the points of a sweep; got something else. Remove it.") from None
+    return found
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+    except OSError as error:
+        raise InputError(f"`output` must be a folder that can be written; got {path} ({error.strerror}).") from None
+
+
+def described(tiers: list[dict[str, Any]]) -> str:
+    """Return the tiers of a row in a line."""
+    return " + ".join(
+        f"{t['replicas']} x {t['name']} tp{t['tp']}" + (f" {t['draft']} {t['draft_length']}" if t["draft"] else "")
+        for t in tiers
+    )
+
+
+def sweep_csv(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as CSV: one column a setting, then the plan."""
+    keys = list(rows[0]["settings"])
+    names = [
+        "gpus",
+        "usd_per_1000_requests",
+        "usd_per_correct_answer",
+        "quality",
+        "lambda",
+        "ttft_p99_s",
+        "tpot_mean_s",
+        "step_time",
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*keys, "feasible", *names, "tiers", "reason"])
+    for r in rows:
+        plan = [*(r.get(n) for n in names), described(r["tiers"]) if r["feasible"] else None]
+        writer.writerow([*r["settings"].values(), r["feasible"], *plan, r["reason"]])
+    return text.getvalue()
+
+
+def sweep_png(rows: list[dict[str, Any]], title: str) -> bytes:
+    """Draw cost, GPUs of each tier, draft length of each tier, and lambda along the first axis with numbers."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    keys = list(rows[0]["settings"])
+    number = [k for k in keys if all(isinstance(r["settings"][k], int | float) for r in rows)]
+    along = number[0] if number else keys[0]
+    others = [k for k in keys if k != along]
+    values = sorted({r["settings"][along] for r in rows}, key=float if number else str)
+    place = {v: v if number else i for i, v in enumerate(values)}
+    series: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for r in rows:
+        series.setdefault(tuple(r["settings"][k] for k in others), []).append(r)
+    tiers = list(dict.fromkeys(t["name"] for r in rows if r["feasible"] for t in r["tiers"]))
+    figure, axes = plt.subplots(2, 2, figsize=(9.6, 6.4), layout="constrained", sharex=True)
+    cost, gpus, length, lam = axes.ravel()
+    colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]  # Okabe and Ito (2008)
+    lines = ["-", "--", ":", "-."]
+    for i, (name, of) in enumerate(series.items()):
+        good = sorted((r for r in of if r["feasible"]), key=lambda r: values.index(r["settings"][along]))
+        bad = [r for r in of if not r["feasible"]]
+        x, style = [place[r["settings"][along]] for r in good], lines[i % len(lines)]
+        label = ", ".join(map(str, name)) or None
+        cost.plot(x, [r["usd_per_1000_requests"] for r in good], style, marker="o", ms=4, color=colours[0], label=label)
+        cost.plot(
+            [place[r["settings"][along]] for r in bad],
+            [0.02 + 0.05 * i] * len(bad),
+            "x",
+            color="#555555",
+            transform=cost.get_xaxis_transform(),
+        )
+        lam.plot(
+            x,
+            [np.nan if r["lambda"] is None else r["lambda"] for r in good],
+            style,
+            marker="o",
+            ms=4,
+            color=colours[0],
+            label=label,
+        )
+        for tier, colour in zip(tiers, itertools.cycle(colours), strict=False):
+            own = [next((t for t in r["tiers"] if t["name"] == tier), None) for r in good]
+            kept = {"color": colour, "marker": "o", "ms": 4, "label": tier if i == 0 else None}
+            gpus.plot(x, [t["tp"] * t["replicas"] if t else 0 for t in own], style, **kept)
+            length.plot(x, [t["draft_length"] if t else np.nan for t in own], style, **kept)
+    cost.set(title="cost [USD per 1000 requests]; x: nothing feasible", ylim=(0, None))
+    gpus.set(title="GPUs of each tier [-]")
+    for axis in (gpus, length):
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    length.set(title="draft length at the mean batch [tokens]")
+    lam.set(title="lambda [USD per correct answer]")
+    positive = bool(number) and min(values) > 0 and max(values) / min(values) >= 8
+    for axis in axes.ravel():
+        axis.grid(alpha=0.3)
+        if positive:
+            axis.set_xscale("log")
+        if number and len(values) <= 12:
+            axis.set_xticks(values, [f"{v:g}" for v in values], fontsize=8)
+            axis.set_xticks([], minor=True)
+        elif not number:
+            axis.set_xticks(range(len(values)), [str(v) for v in values], fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
+    for axis in axes[1]:
+        axis.set_xlabel(along)
+    figure.suptitle(title, fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": "tierwise"})
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,162 @@
+"""Sweeps: axes, the grid, rows of infeasible points, finished points kept, files, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import planner.sweep as sweeping
+from planner.plan import plan_scenario
+from planner.scenario import load_scenario
+from planner.sweep import grid, parse_axis, sweep, sweep_csv, sweep_png
+from theory.errors import InputError
+
+ONE_TIER = """
+name: one
+fleet: {accelerator: h100-sxm, gpus: 2, price_per_gpu_hour: 2}
+traffic:
+  rate: 4
+  requests: 1500
+  prompt_tokens: {median: 300}
+  output_tokens: {median: 60}
+tiers:
+  - {name: small, model: llama-3.1-8b, tp: [1, 2], drafts: [{model: llama-3.2-1b, acceptance: 0.7, source: assumed}]}
+objective: {budget_usd_per_1000: 10}
+search: {trials: 0}
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    (tmp_path / "one.yaml").write_text(ONE_TIER)
+    return tmp_path / "one.yaml"
+
+
+def silent(what: str, done: int, of: int) -> None: ...
+
+
+def test_axes() -> None:
+    assert parse_axis("traffic.rate=1:64:log4").values == ("1", "4", "16", "64")
+    assert parse_axis("fleet.gpus=2:8:lin4").values == ("2", "4", "6", "8")
+    assert parse_axis("gpu = h100-sxm , h200-sxm") == sweeping.Axis("fleet.accelerator", ("h100-sxm", "h200-sxm"))
+    assert parse_axis("rate=1:3:log10").values[-1] == "3"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("traffic.rate", "must have the form KEY=VALUES"),
+        ("traffic.rate=", "must have the form KEY=VALUES"),
+        ("=1,2", "must have the form KEY=VALUES"),
+        ("rate=1:64", "must give a range as a:b:logN or a:b:linN"),
+        ("rate=1:64:ten", "must give a range as a:b:logN"),
+        ("rate=a:b:log3", "must have numbers for a and b"),
+        ("rate=1:inf:lin3", "must have finite bounds"),
+        ("rate=1:64:log1", "must have at least 2 points"),
+        ("rate=64:1:log3", "must rise from a to b"),
+        ("rate=0:64:log3", "must have bounds above 0"),
+        ("rate=1,,2", "must give a value between commas"),
+        ("rate=1,1", "must give each value once"),
+    ],
+)
+def test_malformed_axes_are_refused(text: str, rule: str) -> None:
+    with pytest.raises(InputError, match=f"`--sweep` {rule}"):
+        parse_axis(text)
+
+
+def test_grid_is_checked_before_anything_is_planned(scenario: Path) -> None:
+    points = grid([parse_axis("rate=1,2"), parse_axis("gpu=h100-sxm,h200-sxm")], scenario)
+    assert [p.settings for p in points][1] == (("traffic.rate", "1"), ("fleet.accelerator", "h200-sxm"))
+    assert points[2].scenario.traffic.rate == 2
+    with pytest.raises(InputError, match=r"`traffic.rat` must be a known key.*Did you mean `rate`"):
+        grid([parse_axis("traffic.rat=1,2")], scenario)
+    with pytest.raises(InputError, match=r"`traffic.rate` must be greater than 0"):
+        grid([parse_axis("rate=0,2")], scenario)
+    with pytest.raises(InputError, match=r"must name each key once"):
+        grid([parse_axis("rate=1,2"), parse_axis("traffic.rate=3,4")], scenario)
+
+
+def test_a_point_is_what_the_plan_of_its_settings_is(scenario: Path) -> None:
+    (row,), _ = sweep(grid([parse_axis("rate=8")], scenario), None, silent)
+    result = plan_scenario(*load_scenario(scenario, ["traffic.rate=8"]))
+    assert row["usd_per_1000_requests"] == result["predicted"]["usd_per_1000_requests"]
+    assert row["gpus"] == result["plan"]["gpus"]
+    assert row["ttft_p99_s"] == result["simulated"]["ttft_s"]["p99"]
+
+
+def test_infeasible_points_are_rows(scenario: Path) -> None:
+    rows, _ = sweep(grid([parse_axis("rate=4,4000")], scenario), None, silent)
+    assert [r["feasible"] for r in rows] == [True, False]
+    assert "nearest plan" in rows[1]["reason"]
+    table = list(csv.DictReader(sweep_csv(rows).splitlines()))
+    assert [r["feasible"] for r in table] == ["True", "False"]
+    assert table[1]["gpus"] == ""
+
+
+def test_finished_points_survive_an_interruption(scenario: Path, tmp_path: Path) -> None:
+    points = grid([parse_axis("rate=2,4")], scenario)
+
+    def stopped(what: str, done: int, of: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(points, None, stopped, tmp_path)
+    kept = tmp_path / "sweep.jsonl"
+    (first,) = kept.read_text().splitlines()
+    kept.write_text(kept.read_text() + '{"mark": "cut of')  # killed while writing
+    rows, reused = sweep(points, None, silent, tmp_path)
+    assert reused == 1
+    assert len(kept.read_text().splitlines()) == 2
+    assert rows[0] == json.loads(first)["row"]
+    assert [r["settings"]["traffic.rate"] for r in rows] == [2, 4]
+
+
+def test_another_seed_or_scenario_is_another_point(scenario: Path) -> None:
+    (point,), (other,) = (grid([parse_axis("rate=2")], scenario, s) for s in ([], ["slo.ttft_p99_s=0.9"]))
+    assert len({sweeping._mark(point, None), sweeping._mark(point, 1), sweeping._mark(other, None)}) == 3
+
+
+def test_lists_and_names_as_values_are_drawn(scenario: Path) -> None:
+    rows, _ = sweep(grid([parse_axis("tiers.0.tp=[1],[2]")], scenario), None, silent)
+    assert [r["settings"]["tiers.0.tp"] for r in rows] == ["[1]", "[2]"]
+    assert sweep_png(rows, "one").startswith(b"\x89PNG")
+    assert sweep_png([{"settings": {"a": 1}, "feasible": False, "reason": "none"}], "one").startswith(b"\x89PNG")
+
+
+def test_a_strange_file_is_refused(scenario: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep.jsonl").write_text("[1]\n")
+    with pytest.raises(InputError, match=r"must hold the points of a sweep"):
+        sweep(grid([parse_axis("rate=2")], scenario), None, silent, tmp_path)
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tierwise", *args], capture_output=True, text=True, timeout=120)
+
+
+def test_command_line(scenario: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["plan", str(scenario), "--sweep", "rate=2,400", "--sweep", "gpu=h100-sxm,h200-sxm", "--output", str(out)]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert "traffic.rate" in done.stdout
+    assert "none: " in done.stdout
+    assert {f.name for f in out.iterdir()} == {"sweep.csv", "sweep.json", "sweep.jsonl", "sweep.png"}
+    again = run(*command, "--format", "json")
+    assert "4 of 4 points were in" in again.stderr
+    told: dict[str, Any] = json.loads(again.stdout)
+    assert told == json.loads((out / "sweep.json").read_text())
+    assert [p["feasible"] for p in told["points"]] == [True, True, False, False]
+
+
+def test_a_bad_sweep_leaves_with_2_and_one_line(scenario: Path) -> None:
+    done = run("plan", str(scenario), "--sweep", "rate=1:64")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "`--sweep` must give a range" in done.stderr
