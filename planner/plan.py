@@ -16,10 +16,12 @@ from . import explain
 from .build import Problem, joined_names, resolve
 from .crossover import crossover
 from .frontier import PlanVertex, hull, lambda_of, pareto
-from .scenario import Scenario
-from .search import Candidate, Group, Search, best_of, quality_floor, refine, single
+from .scenario import Scenario, Slo
+from .search import Candidate, Group, Rule, Search, best_of, quality_floor, refine, single
+from .service import Service
 from .simulate import measured_capacity, missed, simulate_candidate
 from .space import Space, enumerate_space, with_slo
+from .storage import Ledger, Means, ledger
 from .tipping import tipping_points
 
 CAPACITY_REQUESTS = 6000  # of the scenario, simulated at each rate to find what a replica bears [-]
@@ -42,8 +44,14 @@ def plan_scenario(
     profile: str | None = None,
     seed: int | None = None,
     progress: Progress = silent,
+    means: Means | None = None,
 ) -> dict[str, Any]:
     """Return the plan of a scenario with the keys of ``tierwise plan --format json``.
+
+    Parameters
+    ----------
+    means : Means, optional
+        Where the search is kept and who does its work; by default in memory and this process.
 
     Raises
     ------
@@ -73,11 +81,12 @@ def plan_scenario(
     search = Search(problem, space, quality_floor(problem))
     candidates = search.enumerate()
     best_of(search, candidates)  # refuse before searching when nothing is feasible
-    candidates += refine(search, scenario.search.trials, used_seed, progress)
-    chosen, simulated, tried, candidates = _verified(search, candidates, used_seed, progress)
+    with ledger(problem, used_seed, means or Means()) as kept:
+        rules = [c.rule for c in candidates] + refine(search, scenario.search.trials, used_seed, kept, progress)
+        chosen, simulated, tried, candidates = _verified(search, rules, used_seed, kept, progress)
+        baseline = _baseline(search, used_seed, kept, progress)
     vertices = hull(candidates)
     figures = explain.predicted(problem, space, chosen)
-    baseline = _baseline(search, used_seed, progress)
     result = {
         "scenario": scenario.name,
         "feasible": True,
@@ -129,7 +138,7 @@ def _accelerator(group: Group) -> str:
 
 
 def _verified(
-    search: Search, candidates: list[Candidate], seed: int, progress: Progress
+    search: Search, rules: list[Rule], seed: int, kept: Ledger, progress: Progress
 ) -> tuple[Candidate, dict[str, Any], int, list[Candidate]]:
     """Return the best plan that keeps the SLOs in simulation, its figures, how many runs that took, all plans then.
 
@@ -137,7 +146,6 @@ def _verified(
     still misses an SLO (escalations do not arrive like requests) lowers the capacity of the tiers that miss it.
     """
     problem, tries = search.problem, 6 * search.problem.scenario.search.shortlist
-    rules = [c.rule for c in candidates]
     sample = _first(problem.workload, CAPACITY_REQUESTS)
     known: set[int] = set()
     simulated_runs = 0
@@ -147,13 +155,17 @@ def _verified(
         built += search.enumerate() if attempt else []  # what is known of capacities has changed
         first = search.settle(best_of(search, built)[0])
         new = [g for g in first.groups if id(g.service) not in known]
-        for group in new:
+        tasks = {
+            f"capacity: {search.label(g)}": (g.service, sample, problem.scenario.slo, search.capacity(g), seed)
+            for g in new
+        }
+        for group, bears in zip(new, kept.simulations(_measured, tasks), strict=True):
             known.add(id(group.service))
-            search.measure(group, lambda s, guess: measured_capacity(s, sample, problem.scenario.slo, guess, seed))
+            search.measure(group, bears)
             simulated_runs += 1
         if new and not search.bears(first):
             continue
-        simulated = simulate_candidate(problem, first, seed)
+        [simulated] = kept.simulations(_simulated, {_plan_label(search, first): (problem, first, seed)})
         simulated_runs += 1
         short = missed(simulated, first, problem)
         if not short:
@@ -166,28 +178,43 @@ def _verified(
     )
 
 
+def _measured(task: tuple[Service, Workload, Slo, float, int]) -> float:
+    return measured_capacity(*task)
+
+
+def _simulated(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
+    return simulate_candidate(*task)
+
+
+def _plan_label(search: Search, plan: Candidate) -> str:
+    groups = ", ".join(f"{g.replicas} x {search.label(g)}" for g in plan.groups)
+    return f"plan: {groups}, right {plan.rule.quality!r}, mixed {plan.rule.gamma!r}, visits {plan.rule.visits.tolist()}"
+
+
 def _first(workload: Workload, count: int) -> Workload:
     w = workload
     cached = None if w.cached is None else w.cached[:count]
     return Workload(w.arrival[:count], w.prompt[:count], w.output[:count], w.source, cached=cached)
 
 
-def _baseline(search: Search, seed: int, progress: Progress) -> dict[str, Any]:
+def _baseline(search: Search, seed: int, kept: Ledger, progress: Progress) -> dict[str, Any]:
     """Return everything on the top tier: without a draft, and with the best one, each on the fewest GPUs."""
     problem = search.problem
     top = len(problem.models) - 1
     name = problem.scenario.tiers[top].name
     rule = single(problem, top)
-    rows: dict[str, Any] = {"name": f"everything on {name}"}
+    found: dict[str, tuple[Search, Candidate]] = {}
     for key, drafts in (("plain", False), ("speculative", True)):
         restricted = _only(search, top, drafts)
         candidate = restricted.allocate(rule)
-        if candidate is None:
-            rows[key] = None
-            continue
-        candidate = restricted.settle(candidate)
-        progress("baseline", 1, 1)
-        simulated = simulate_candidate(problem, candidate, seed)
+        if candidate is not None:
+            found[key] = restricted, restricted.settle(candidate)
+    progress("baseline", 0, 1)
+    tasks = {f"baseline: {key}": (problem, candidate, seed) for key, (_, candidate) in found.items()}
+    rows: dict[str, Any] = {"name": f"everything on {name}", "plain": None, "speculative": None}
+    for (key, (restricted, candidate)), simulated in zip(
+        found.items(), kept.simulations(_simulated, tasks), strict=True
+    ):
         rows[key] = {
             "tiers": explain.tiers(problem, search.space, candidate),
             "predicted": explain.predicted(problem, restricted.space, candidate),

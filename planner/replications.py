@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from importlib.metadata import version
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,13 @@ from theory.errors import refuse, require
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
+ANSWER_S = 10  # a Dask scheduler without workers by then has none [s]
+
+
+class Workers(Protocol):
+    """Applies a function of a module to each of some tasks; the results come in the order of the tasks."""
+
+    def __call__(self, work: Callable[[Given], Result], tasks: Iterable[Given], /) -> Iterator[Result]: ...
 
 
 def seeds(seed: int, replications: int) -> list[int]:
@@ -62,24 +70,76 @@ def replicate(
     InputError
         If there is no worker, or one is ended from outside, or ``work`` raises it.
     """
-    require(workers >= 1, "workers", "must be at least 1 [-]", workers, "All in one process is 1.")
     results: list[Result] = []
-    try:
-        with _mapping(min(workers, len(tasks))) as mapping:
-            for result in mapping(work, tasks):
-                results.append(result)
-                progress(len(results))
-    except BrokenProcessPool:
-        refuse("workers", "must be no more than memory holds; one was ended from outside", workers, "Pass fewer.")
+    with working(min(workers, len(tasks))) as mapping:
+        for result in mapping(work, tasks):
+            results.append(result)
+            progress(len(results))
     return results
 
 
 @contextmanager
-def _mapping(workers: int) -> Iterator[Callable[[Callable[[Given], Result], Iterable[Given]], Iterator[Result]]]:
-    """Provide what applies a function to each of some tasks: ``map`` itself, or that of a pool of processes."""
-    if workers == 1:
-        yield map
-        return
+def working(workers: int, dask: str | None = None) -> Iterator[Workers]:
+    """Provide workers: this process alone, several on this machine, or those of a Dask cluster.
+
+    Raises
+    ------
+    InputError
+        If there is no worker, one is ended from outside, or the cluster does not answer or has another version.
+    """
+    require(workers >= 1, "workers", "must be at least 1 [-]", workers, "All in one process is 1.")
+    if dask is not None:
+        with _on_cluster(dask) as mapping:
+            yield mapping
+    elif workers == 1:
+        yield _here
+    else:
+        try:
+            with _on_processes(workers) as mapping:
+                yield mapping
+        except BrokenProcessPool:
+            refuse("workers", "must be no more than memory holds; one was ended from outside", workers, "Pass fewer.")
+
+
+def _here(work: Callable[[Given], Result], tasks: Iterable[Given]) -> Iterator[Result]:
+    return map(work, tasks)
+
+
+@contextmanager
+def _on_cluster(address: str) -> Iterator[Workers]:
+    """Provide the workers of a Dask scheduler that have the same version as this process."""
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError:
+        refuse("dask", "needs Dask", address, "Install it: pip install 'tierwise[cluster]'.")
+    try:
+        client = Client(address, timeout=ANSWER_S, set_as_default=False)
+    except (OSError, TimeoutError, ValueError, TypeError):
+        refuse("dask", "must be the address of a Dask scheduler that answers, such as tcp://host:8786", address)
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=ANSWER_S)
+            versions = set(client.run(version, "tierwise").values())
+        except (OSError, TimeoutError):
+            refuse("dask", "must be a scheduler with workers", address, "Start some: dask worker ADDRESS.")
+        except ImportError:
+            refuse("dask", "must have tierwise installed where its workers run", address)
+        own = version("tierwise")
+        require(versions == {own}, "dask", f"must have workers with tierwise {own}, as here", sorted(versions))
+
+        def mapping(work: Callable[[Given], Result], tasks: Iterable[Given]) -> Iterator[Result]:
+            futures = [client.submit(work, task, pure=False) for task in tasks]
+            return (future.result() for future in futures)
+
+        try:
+            yield mapping
+        except KilledWorker:
+            refuse("dask", "must have workers that stay; one was ended from outside again and again", address)
+
+
+@contextmanager
+def _on_processes(workers: int) -> Iterator[Workers]:
+    """Provide a pool of processes."""
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # the one way that all systems have; it inherits no threads or locks
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)

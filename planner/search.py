@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +21,11 @@ from theory.load_prices import Demand, LoadPlan, SharedProcessor, plan_under_loa
 from theory.outcomes import Outcomes, accuracy
 
 from .build import Problem
+from .replications import Workers
 from .scenario import Objective
 from .service import Service
 from .space import Space, occupancy
+from .storage import Ledger, Params, Proposals
 
 Array = NDArray[np.float64]
 FILL_STEPS = 6  # halvings of the share of requests that follow the dearer rule [-]
@@ -203,11 +208,9 @@ class Search:
         demand = Demand(table, np.zeros(len(groups)), self.problem.rate, lam, time_value=0.0)
         return plan_under_load(demand, stations)
 
-    def measure(self, group: Group, simulated: Callable[[Service, float], float]) -> None:
-        """Replace the analytic capacity of a group's service by the simulated one."""
-        index = self._index(group)
-        guess = float(self._capacity[group.tier][index])
-        self._capacity[group.tier][index] = simulated(group.service, guess)
+    def measure(self, group: Group, capacity: float) -> None:
+        """Replace the analytic capacity of a group's service by the simulated one [requests/s]."""
+        self._capacity[group.tier][self._index(group)] = capacity
 
     def bears(self, candidate: Candidate) -> bool:
         """Return whether every replica of a plan bears its load, as far as is known."""
@@ -228,6 +231,14 @@ class Search:
 
     def _index(self, group: Group) -> int:
         return next(i for i, s in enumerate(self.space.services[group.tier]) if s is group.service)
+
+    def capacity(self, group: Group) -> float:
+        """Return what a replica of a group bears, as far as is known [requests/s]."""
+        return float(self._capacity[group.tier][self._index(group)])
+
+    def label(self, group: Group) -> str:
+        """Return what tells a service from all others of the search, in any process."""
+        return f"{self.problem.scenario.tiers[group.tier].name} {self._index(group)}"
 
     def settle(self, candidate: Candidate) -> Candidate:
         """Return the candidate with the fastest service among those that need the same GPUs, and its mean latency."""
@@ -325,31 +336,49 @@ def order(objective: Objective | None, floor: float | None, candidate: Candidate
     return (max(0.0, (floor or 0.0) - q - 1e-9), cost, -q, len(candidate.groups))
 
 
-def refine(search: Search, trials: int, seed: int, progress: Callable[[str, int, int], None]) -> list[Candidate]:
-    """Try tier prices other than GPU time with Optuna: integers of GPUs make other policies fit better.
+def refine(
+    search: Search, trials: int, seed: int, ledger: Ledger, progress: Callable[[str, int, int], None]
+) -> list[Rule]:
+    """Return the rules of tier prices other than GPU time, tried by Optuna: they may fit whole GPUs better.
 
-    The enumerated optimum (all factors 1) is enqueued first, so the search never ends below it.
+    The enumerated optimum (all factors 1) is tried first, so the search never ends below it.
     """
     if trials == 0 or search.problem.outcomes is None:
         return []
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    objective = search.problem.scenario.objective
     everything = search.subsets()[-1]
-    found: list[Candidate] = []
+    span = math.log(PRICE_SPAN)
+    names = [f"ln_price_{i}" for i in everything]
+    ranges = dict.fromkeys(names, optuna.distributions.FloatDistribution(-span, span))
+    proposals = Proposals(dict.fromkeys(names, 0.0), ranges, lambda s: optuna.samplers.TPESampler(seed=s))
+    sent = pickle.dumps(search)
 
-    def value(trial: optuna.Trial) -> float:
-        span = math.log(PRICE_SPAN)
-        factors = [math.exp(trial.suggest_float(f"ln_price_{i}", -span, span)) for i in everything]
-        candidates = search.of_prices(everything, search.prices(everything) * np.array(factors))
-        found.extend(candidates)
-        best = min((order(objective, search.floor, c) for c in candidates), default=(math.inf, math.inf))
-        return min(1e6 * best[0] + best[1], 1e9)
+    def evaluate(workers: Workers, params: list[Params]) -> Iterator[tuple[float, tuple[list[Rule], int]]]:
+        return workers(_tried, [(sent, tuple(p[n] for n in names)) for p in params])
 
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    study.enqueue_trial({f"ln_price_{i}": 0.0 for i in everything})
-    study.optimize(value, n_trials=trials, callbacks=[lambda _, t: progress("searching", t.number + 1, trials)])
+    found = ledger.minimise(proposals, trials, seed, evaluate, progress)
+    search.evaluated += sum(evaluated for _, evaluated in found)
+    return [rule for rules, _ in found for rule in rules]
+
+
+def _tried(task: tuple[bytes, tuple[float, ...]]) -> tuple[float, tuple[list[Rule], int]]:
+    """Return how good the best plan is at tier prices off their GPU time, the rules there, and how many were priced."""
+    sent, ln_price = task
+    search = copy.copy(_received(sent))  # its own count: a Dask worker may have several threads
+    search.evaluated, everything = 0, search.subsets()[-1]
+    candidates = search.of_prices(everything, search.prices(everything) * np.exp(ln_price))
+    objective = search.problem.scenario.objective
+    best = min((order(objective, search.floor, c) for c in candidates), default=(math.inf, math.inf))
+    value = float(min(1e6 * best[0] + best[1], 1e9))
+    return value, ([c.rule for c in candidates], search.evaluated)
+
+
+@lru_cache(maxsize=1)
+def _received(sent: bytes) -> Search:
+    """Return a search as a worker got it; it comes with each trial and is unpacked once."""
+    found = pickle.loads(sent)
+    assert isinstance(found, Search)
     return found
 
 

@@ -233,6 +233,14 @@ def plan(
     profile: ProfileOption = None,
     format: FormatOption = Format.table,
     output: OutputOption = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="where the search is kept: FILE.journal or postgresql://...; in memory by default"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the search that --storage holds")] = False,
+    export_dashboard: Annotated[Path | None, typer.Option(help="SQLite file to write for optuna-dashboard")] = None,
+    workers: Annotated[int, typer.Option(help="processes for trials and simulations; the plan is the same")] = 1,
+    dask: Annotated[str | None, typer.Option(help="address of a Dask scheduler to send them to instead")] = None,
     sweep: SweepOption = None,
 ) -> None:
     """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario.
@@ -242,18 +250,21 @@ def plan(
     """
     from planner.plan import plan_scenario
     from planner.report import write_report
+    from planner.storage import Means
 
     from . import show
 
     settings = [*(set_ or ()), *(() if profile is None else (f"fleet.profile={profile}",))]
+    means = Means(storage, resume, export_dashboard, workers, dask)
     if sweep:
+        require(means == Means(), "sweep", "must come without the options of one search: it keeps its points", sweep)
         _sweep(scenario, settings, sweep, seed, format, output)
         return
     if output is not None:
         _folder(output)
     asked, start = _scenario(scenario, settings, seed)
     with _progress() as progress:
-        result = plan_scenario(asked, start, seed=seed, progress=progress)
+        result = plan_scenario(asked, start, seed=seed, progress=progress, means=means)
     if output is not None:
         write_report(result, output, asked, start)
     _emit(result, show.plan, format, None, "")

@@ -9,6 +9,7 @@ from typing import Any
 from planner.plan import plan_scenario, silent
 from planner.scenario import SHIPPED, load_scenario
 from planner.simulate import simulate_scenario
+from planner.storage import Means
 
 
 def plan(
@@ -16,6 +17,7 @@ def plan(
     set: Sequence[str] = (),
     profile: str | None = None,
     seed: int | None = None,
+    means: Means | None = None,
 ) -> dict[str, Any]:
     """Return the plan of a scenario; see ``tierwise plan``.
 
@@ -25,6 +27,8 @@ def plan(
         Shipped name or YAML file.
     set : sequence of str
         Overrides ``a.b=value``.
+    means : Means, optional
+        Where the search is kept and who does its work; see :class:`planner.storage.Means`.
 
     Raises
     ------
@@ -33,7 +37,7 @@ def plan(
     InfeasibleError
         If nothing keeps its constraints.
     """
-    return plan_scenario(*load_scenario(scenario, set), profile=profile, seed=seed, progress=silent)
+    return plan_scenario(*load_scenario(scenario, set), profile=profile, seed=seed, progress=silent, means=means)
 
 
 def simulate(
