@@ -43,7 +43,7 @@ def write_report(result: dict[str, Any], folder: Path, scenario: Scenario, start
         "frontier.png": _png(result),
         **{name: text.encode() for name, text in launch_files(result, scenario, start, folder).items()},
     }
-    return _written(folder, {name: _of(content) for name, content in contents.items()})
+    return write_files(folder, {name: _of(content) for name, content in contents.items()})
 
 
 def write_sweep(result: dict[str, Any], folder: Path) -> list[Path]:
