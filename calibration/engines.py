@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from theory.errors import require
 from theory.latency import FEEDS, KERNEL_TIMES, PROVENANCES, SHARES, Efficiency, Profile, Provenance
 
-from .serving import Prediction, ServingPoint
+if TYPE_CHECKING:
+    from .serving import Prediction, ServingPoint
 
 FILE = Path(__file__).parent / "engines.toml"
 TIMES = ("step", "layer", "sequence", "eager_layer")

@@ -96,6 +96,7 @@ class Search:
         self._capacity = [c.copy() for c in space.capacity]
         pools = problem.pools
         self._pool = [np.array([pools.index(problem.pool(s.deployment)) for s in of]) for of in space.services]
+        self._gpus = [np.array([s.gpus for s in of]) for of in space.services]
 
     def subsets(self) -> list[tuple[int, ...]]:
         """Return every non-empty set of tiers that can serve at all, as ascending indices."""
@@ -176,9 +177,8 @@ class Search:
         able = np.flatnonzero((capacity > 0) & (self._pool[tier] == pool))
         if not len(able):
             return None
-        gpus = np.array([s.gpus for s in self.space.services[tier]])
         replicas = np.ceil(rate / capacity[able] - 1e-9).astype(int)
-        total = replicas * gpus[able]
+        total = replicas * self._gpus[tier][able]
         spare = replicas * capacity[able] / rate
         best = able[np.lexsort((-spare, total))[0]]
         count = math.ceil(rate / capacity[best] - 1e-9)

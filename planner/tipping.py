@@ -42,9 +42,11 @@ def tipping_points(problem: Problem, space: Space, chosen: Candidate, rules: lis
     ------
     Derivation.
     """
-    deployed = _deployed(chosen)
+    deployed, search = _deployed(chosen), Search(problem, space, quality_floor(problem))
+    # the load changes no price of a visit, hence no frontier: they are found once
+    fronts = [list(search.rules(tiers, search.prices(tiers))) for tiers in search.subsets()]
     rows = [
-        *_both_ways("traffic.rate", "requests/s", problem.rate, _by_rate(problem, space, rules), deployed),
+        *_both_ways("traffic.rate", "requests/s", problem.rate, _by_rate(problem, space, rules, fronts), deployed),
         *_objective(problem, space, rules, deployed),
     ]
     rows += [
@@ -65,19 +67,22 @@ def _name(service: Service) -> str:
     return f"{service.name} on {d.accelerator.name}, {d.limits.max_num_seqs} sequences"
 
 
-def _best(problem: Problem, space: Space, rules: list[Rule], enumerate_too: bool = True) -> Candidate | None:
-    """Return the best plan of the known rules, and of those that enumeration finds; None if none is feasible."""
+def _best(
+    problem: Problem, space: Space, rules: list[Rule], fronts: list[list[Rule]] | None = None
+) -> Candidate | None:
+    """Return the best plan of the known rules and frontiers, enumerated if not given; None if none is feasible."""
     search = Search(problem, space, quality_floor(problem))
     known = [c for c in (search.allocate(rule) for rule in rules) if c is not None]
+    more = search.enumerate() if fronts is None else [c for front in fronts for c in search.carried(front)]
     try:
-        return search.settle(best_of(search, known + (search.enumerate() if enumerate_too else []))[0])
+        return search.settle(best_of(search, known + more)[0])
     except InfeasibleError:
         return None
 
 
-def _by_rate(problem: Problem, space: Space, rules: list[Rule]) -> Winner:
+def _by_rate(problem: Problem, space: Space, rules: list[Rule], fronts: list[list[Rule]]) -> Winner:
     def best(rate: float) -> Candidate | None:
-        return _best(replace(problem, workload=at_rate(problem.workload, rate)), space, rules)
+        return _best(replace(problem, workload=at_rate(problem.workload, rate)), space, rules, fronts)
 
     return best
 
@@ -176,7 +181,7 @@ def _acceptance(
 
     def best(acceptance: float) -> Candidate | None:
         changed = _with_acceptance(problem, space, group.tier, dict(zip(same, before, strict=True)), acceptance)
-        return _best(problem, changed, rules, enumerate_too=False)
+        return _best(problem, changed, rules, [])
 
     tried = [value - d for d in DROPS if d < value]
     key = f"acceptance of {service.draft.model.name} for {problem.scenario.tiers[group.tier].name}"

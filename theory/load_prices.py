@@ -41,7 +41,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linprog
 
 from .cascade import Policy, PolicyValue, evaluate, solve
 from .errors import InfeasibleError, require
@@ -292,6 +291,7 @@ def plan_under_load(demand: Demand, stations: Sequence[Station], *, tolerance: f
     [1.0, 0.34] [0.9, 4.7] True
     [0.96, 0.15] [6.3, 6.3] True
     """
+
     tiers = len(demand.outcomes.tiers)
     require(len(stations) == tiers, "stations", f"must be one for each of the {tiers} tiers", len(stations))
     require(tolerance > 0, "tolerance", "must be above 0 [-]", tolerance)
@@ -398,6 +398,8 @@ class _Loop:
 
     def linear(self) -> _Step:
         """Return the solution of the linear programme of the rules and tangents known."""
+        from scipy.optimize import linprog  # a third of a second to load
+
         n, tiers = len(self.values), len(self.stations)
         visits = np.array([v.visits for v in self.values])
         at = [(i, x) for i, cuts in enumerate(self.cuts) for x in cuts]
@@ -460,6 +462,8 @@ class _Loop:
 
 def _fullest(visits: Array, room: Array) -> tuple[float, Array]:
     r"""Return the least z with :math:`v_i \le z\, m_i / \Lambda` for a mixture of these rules, and its multipliers."""
+    from scipy.optimize import linprog
+
     n = len(visits)
     found = linprog(
         np.append(np.zeros(n), 1.0),
