@@ -332,7 +332,7 @@ class DeploymentChoice(_Strict):
 class Search(_Strict):
     """How hard to look."""
 
-    trials: Annotated[int, Field(ge=0)] = Field(60, description="Optuna trials after the enumeration [-]")
+    trials: Annotated[int, Field(ge=0)] = Field(32, description="Optuna trials after the enumeration [-]")
     shortlist: Count = Field(4, description="plans verified by simulation [-]")
     seed: Annotated[int, Field(ge=0)] = 0
 

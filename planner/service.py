@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,13 @@ from numpy.typing import NDArray
 
 from simulator.engine import StepTable
 from simulator.workload import Workload
-from theory.latency import Pass, Profile, step_time
+from theory.latency import Pass, Profile, StepTime, step_time
 from theory.memory import kv_capacity_tokens
 from theory.queueing import mean_overshoot
 from theory.specs import Deployment
 from theory.speculation import LengthLaw, Schedule, best_schedule, mean_tokens, variance_tokens
 
-from .predict import DraftModel, round_time
+from .predict import DraftModel, draft_step, verify_step
 
 SCHEDULE_TOLERANCE = 0.01  # of the best rate, given up for a schedule of few ranges [-]
 
@@ -103,14 +105,7 @@ def step_table(deployment: Deployment, profile: Profile, draft: DraftModel | Non
     lengths = np.arange((draft.max_length if draft else 0) + 1)
     batch = np.arange(1, deployment.limits.max_num_seqs + 1, dtype=float)
     low, high = 0.5 * context, 1.5 * context
-    at = round_time(
-        deployment,
-        profile,
-        draft,
-        lengths[:, None, None].astype(float),
-        batch[None, :, None],
-        np.array([low, high]),
-    )
+    at = _rounds_at(deployment, profile, draft, lengths, batch, np.array([low, high]))
     slope = np.maximum(at[..., 1] - at[..., 0], 0.0) / (batch * (high - low))
     base = at[..., 0] - slope * batch * low
     grid = _token_grid(deployment.limits.max_num_batched_tokens)
@@ -128,6 +123,33 @@ def step_table(deployment: Deployment, profile: Profile, draft: DraftModel | Non
     )
 
 
+_PASSES: dict[tuple[object, ...], tuple[Profile, StepTime]] = {}  # the same target serves beside many drafts
+_KEPT = 256  # passes remembered at most [-]
+
+
+def _remembered(key: tuple[object, ...], profile: Profile, made: Callable[[], StepTime]) -> StepTime:
+    """Return a pass made before with the same key and profile, or make it."""
+    full = (id(profile), *key)
+    if full not in _PASSES:
+        if len(_PASSES) >= _KEPT:
+            _PASSES.clear()
+        _PASSES[full] = profile, made()  # the profile is held, so that its id stays its own
+    return _PASSES[full][1]
+
+
+def _rounds_at(
+    deployment: Deployment, profile: Profile, draft: DraftModel | None, lengths: IntArray, batch: Array, context: Array
+) -> Array:
+    """Return round times by draft length, batch and context, as :func:`.predict.round_time` [s]."""
+    drafted, n = lengths.astype(float)[:, None, None], batch[None, :, None]
+    key = ("verify", deployment, len(lengths), len(batch), *context.tolist())
+    verify = _remembered(key, profile, lambda: verify_step(deployment, profile, drafted, n, context)).total
+    if draft is None:
+        return verify
+    alone = draft_step(deployment, profile, draft, n, context).total
+    return np.asarray(verify + drafted * alone)
+
+
 def _token_grid(most: int) -> Array:
     fine = np.arange(1.0, 513.0, 1.0)  # the knee and the tiles lie here
     coarse = np.arange(512.0 + 64.0, most + 64.0, 64.0)
@@ -142,7 +164,9 @@ def _prefill(
     parts = [(d.model, d.tp, d.precision)] + ([(draft.model, draft.tp, "bf16")] if draft else [])
     total, slope, start = np.zeros_like(grid), 0.0, 0.0
     for model, tp, precision in parts:
-        time = step_time(model, d.accelerator, profile, Pass(0.0, 1.0, 0.0, prefill_tokens=grid), tp, precision)
+        key = ("prefill", model, d.accelerator, tp, precision, len(grid))
+        work = Pass(0.0, 1.0, 0.0, prefill_tokens=grid)
+        time = _remembered(key, profile, partial(step_time, model, d.accelerator, profile, work, tp, precision))
         total += time.weights + time.compute + time.elementwise + time.communication
         # attention of a whole prompt of c tokens is start + p c^2 / 2
         half_square = grid**2 / 2

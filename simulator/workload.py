@@ -575,6 +575,8 @@ def at_rate(workload: Workload, rate: float) -> Workload:
     [0.0, 0.5, 2.0]
     """
     _check_rate(rate)
+    rule = "must span a time in which a rate can be told [request/s]"
+    require(math.isfinite(workload.rate), "arrival", rule, workload.rate)
     source = f"{workload.source}, stretched to {rate:g} request/s".lstrip(", ")
     times = workload.arrival * (workload.rate / rate)
     return Workload(times, workload.prompt, workload.output, source, cached=workload.cached)
