@@ -115,7 +115,7 @@ QUICK = Size(
 )
 FULL = Size(
     "full",
-    Recipe(_family((16, 1), (32, 1), (48, 2), (64, 3), (96, 4), (128, 4), (128, 8)), tokens=3_500_000, batch=8),
+    Recipe(_family((16, 1), (32, 1), (48, 2), (64, 3), (96, 4), (128, 8)), tokens=3_500_000, batch=8),
     windows=96,
     prompts=16,
     emitted=96,
