@@ -1,4 +1,4 @@
-"""The engine of one replica: who is in the batch, how long a step takes, what each request gets.
+r"""The engine of one replica: who is in the batch, how long a step takes, what each request gets.
 
 The scheduler is that of vLLM v1 with first-come-first-served order, unless ``Limits.rules`` say otherwise. One step:
 
@@ -53,9 +53,13 @@ with the end of a step to within that rounding is seen a step earlier or later.)
 With drafts no two steps are alike: what each sequence gains is drawn by its own name and round, so that draws depend
 neither on load nor on company. These steps are taken one by one, at the cost of one draw per sequence and step; total
 context and completions are exact there too. Acceptance follows any law with a survival function: with U the number
-drawn and H(k) = -ln P(accepted >= k), a round accepts the greatest k up to gamma for which w H(k) <= -ln U. One
-probability for all or for each request is H(k) = k, w = -ln alpha; a law by position has w = 1; a mixture draws the
-alpha of each request once, by its name. A draft-length schedule that is 0 at some batches is stepped throughout.
+drawn, a round accepts the greatest k up to gamma for which
+
+.. math:: U \le P(A \ge k) = \prod_{j \le k} \alpha\, c_j
+
+One probability for all or for each request is alpha, with c_j = 1; a law by position has alpha = 1 and the acceptance
+of its position j, given that all before it were accepted, as c_j; a mixture draws the alpha of each request once, by
+its name. A draft-length schedule that is 0 at some batches is stepped throughout.
 
 The core is compiled by numba at the first call, and the result is kept on disk.
 """
@@ -331,7 +335,7 @@ def simulate(
     """
     requests = _new_requests(workload, alpha, ids, seed)
     setting, times = _setting(workload, limits, kv_tokens, draft_rows(schedule, table, limits), seed, table)
-    times = times._replace(hazard=_hazard(alpha, setting.longest))
+    times = times._replace(by_position=_by_position(alpha, setting.longest))
     (start,) = ready_times(ready_s, 1)
     state = _new_state(requests, setting)
     state.clock[_NOW] = start
@@ -393,7 +397,7 @@ def simulate_together(
     require(start.ndim == 1 and bool(np.all(np.diff(start) >= 0)), "ready_s", "must not fall [s]", ready_s)
     requests = _new_requests(workload, alpha, ids, seed)
     setting, times = _setting(workload, limits, kv_tokens, draft_rows(schedule, table, limits), seed, table)
-    times = times._replace(hazard=_hazard(alpha, setting.longest))
+    times = times._replace(by_position=_by_position(alpha, setting.longest))
     door = _new_door(requests, setting, start, draws(routing, workload.requests, seed), ROUTINGS.index(routing))
     replicas = _new_state(requests, setting, start.shape)
     replicas.clock[:, _NOW] = start
@@ -536,16 +540,18 @@ def _key(seed: int) -> np.uint64:
     return np.uint64(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF)))
 
 
-def _hazard(alpha: Acceptance, longest: int) -> FloatArray:
-    """Return H_k for k = 0..longest: of the law, or of one probability whose logarithm is the request's weight."""
+def _by_position(alpha: Acceptance, longest: int) -> FloatArray:
+    """Return c_k for k = 0..longest: of the law by position, or 1 where alpha says it all."""
     if isinstance(alpha, BetaMixture) or not hasattr(alpha, "survival"):
-        return np.arange(longest + 1.0)
-    with np.errstate(divide="ignore"):
-        return np.ascontiguousarray(-np.log(alpha.survival(longest)))
+        return np.ones(longest + 1)
+    tail = np.asarray(alpha.survival(longest), dtype=np.float64)
+    given = np.ones(longest + 1)
+    np.divide(tail[1:], tail[:-1], out=given[1:], where=tail[:-1] > 0)  # beyond a certain rejection nothing matters
+    return given
 
 
-def _weights(alpha: Acceptance, names: IntArray, seed: int) -> FloatArray:
-    """Return w, one for all requests or one each."""
+def _alphas(alpha: Acceptance, names: IntArray, seed: int) -> FloatArray:
+    """Return alpha, one for all requests or one each."""
     if isinstance(alpha, BetaMixture):
         # a number of each request that no round draws: rounds count from 0
         mix: Any = getattr(_mix, "py_func", _mix)  # plain numpy: all requests at once
@@ -564,8 +570,7 @@ def _weights(alpha: Acceptance, names: IntArray, seed: int) -> FloatArray:
         alpha,
         "It is a probability per drafted token: pass 0.8, not 80.",
     )
-    with np.errstate(divide="ignore"):
-        return np.ascontiguousarray(-np.log(chance))
+    return np.ascontiguousarray(chance)
 
 
 def _new_requests(workload: Workload, alpha: Acceptance, ids: IntArray | None, seed: int) -> _Requests:
@@ -582,8 +587,8 @@ def _new_requests(workload: Workload, alpha: Acceptance, ids: IntArray | None, s
     counts[1] = output
     counts[2] = names
     columns: dict[str, Any] = dict(zip(_TIMES + _COUNTS, [*times, *counts], strict=True))
-    weight = _weights(alpha, names, seed)
-    return _Requests(**columns, weight=weight, cached=cached, refused=np.zeros(count, dtype=np.bool_))
+    each = _alphas(alpha, names, seed)
+    return _Requests(**columns, alpha=each, cached=cached, refused=np.zeros(count, dtype=np.bool_))
 
 
 _TIMES = ("arrival", "admitted", "first_token", "completion", "service_s")
@@ -694,7 +699,7 @@ class _Times(NamedTuple):
     small_s: FloatArray  # F at 0, 1, 2, ... tokens, as far as _TABLED
     pair_s: float
     floor: float  # of a step with prompt tokens [s]
-    hazard: FloatArray  # H_k = -ln P(accepted >= k), k = 0 .. greatest draft length, for a request of weight 1 [-]
+    by_position: FloatArray  # c_k, k = 0 .. greatest draft length: acceptance of the k-th draft over alpha [-]
 
 
 _TABLED = 1 << 15  # tokens of a step up to which F is looked up instead of searched for
@@ -706,7 +711,7 @@ class _Requests(NamedTuple):
     arrival: FloatArray
     prompt: IntArray
     output: IntArray
-    weight: FloatArray  # of the hazard of a rejection, one for all or one each [-]
+    alpha: FloatArray  # acceptance of a draft, one for all or one each [-]
     cached: IntArray  # prompt tokens that need no computing, one for all or one each
     id: IntArray
     admitted: FloatArray
@@ -768,7 +773,7 @@ _SLOT = np.dtype(
         ("drafted", np.int64),  # `_GAMMAS` when it began to decode
         ("seen", np.int64),  # tokens in the KV cache when the client sees the first one; 0: it has
         ("share", np.float64),  # `_SHARE` when it began to decode
-        ("weight", np.float64),
+        ("alpha", np.float64),
         ("name", np.uint64),  # of its draws
     ]
 )
@@ -804,12 +809,13 @@ def _uniform(name: np.uint64, turn: int) -> float:
 
 
 @_inlined
-def _accepted(weight: float, hazard: FloatArray, gamma: int, u: float) -> int:
-    """Drafts accepted in a round: P(A >= k) = exp(-w H_k) for k <= gamma, by inverting that tail at u."""
-    bound = -math.log(u)
+def _accepted(alpha: float, by_position: FloatArray, gamma: int, u: float) -> int:
+    """Drafts accepted in a round: the k <= gamma with u <= P(A >= k), the product of what each position accepts."""
     run = 0
-    for k in range(1, gamma + 1):  # all of them: H never falls, and a loop that stops is guessed wrong by the processor
-        run += weight * hazard[k] <= bound
+    tail = 1.0
+    for k in range(1, gamma + 1):  # all: it never rises, and a loop that stops is guessed wrong by the processor
+        tail *= alpha * by_position[k]
+        run += u <= tail
     return run
 
 
@@ -1020,7 +1026,7 @@ def _join(s: _State, p: _Setting, j: int) -> None:
         _push(s, j)
     else:
         s.slot[j].name = _mix(p.key ^ np.uint64(r.id[i]))
-        s.slot[j].weight = r.weight[min(i, r.weight.size - 1)]
+        s.slot[j].alpha = r.alpha[min(i, r.alpha.size - 1)]
 
 
 @_inlined
@@ -1355,7 +1361,7 @@ def _draw(s: _State, p: _Setting, t: _Times, n: int, gamma: int) -> None:
         j = np.uint64(s.order[place])
         if gamma > 0:
             u = _uniform(s.slot[j].name, steps - 1 - s.slot[j].born)
-            gain = _accepted(s.slot[j].weight, t.hazard, gamma, u)
+            gain = _accepted(s.slot[j].alpha, t.by_position, gamma, u)
             s.slot[j].origin += gain
             s.counter[_CONTEXT] += gain
         if s.slot[j].seen > 0 and s.slot[j].origin + steps >= s.slot[j].seen:
