@@ -83,9 +83,9 @@ def listing(found: list[Verdict]) -> str:
         [
             "# Studies",
             "",
-            "One folder per claim. The command computes everything anew and writes the page of the study, `result.json`",
-            "(all numbers) and `verdict.json`; it exits with 1 when a verdict changes. A verdict counts the statements that",
-            "hold: a study states what it expects, and some of what it tests was expected to fail. `n`: cases tried.",
+            "One folder per claim. Its command computes everything anew, writes its page, `result.json` (all numbers)",
+            "and `verdict.json`, and exits with 1 when a verdict changes. A verdict counts the statements that hold:",
+            "some of what a study tests was expected to fail, and its page says why it does. `n`: cases tried.",
             "`make studies-check` computes the quick ones again and fails when a committed number no longer holds.",
             "",
             "Written by `python studies/index.py` from the studies' `verdict.json`.",
@@ -102,8 +102,8 @@ def listing(found: list[Verdict]) -> str:
 
 def block(found: list[Verdict]) -> str:
     """Return the table of README.md."""
-    rows = [[f"[{v['title']}](studies/{v['name']}/README.md)", f"{v['verdict']}: {v['headline']}"] for v in found]
-    return BEGIN + "\n" + "\n".join(table("study | verdict", rows)) + "\n" + END
+    rows = [[f"[{v['title']}](studies/{v['name']}/README.md)", v["headline"], v["verdict"]] for v in found]
+    return BEGIN + "\n" + "\n".join(table("study | says | statements", rows)) + "\n" + END
 
 
 def accuracy(found: list[Verdict]) -> str:

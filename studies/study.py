@@ -67,7 +67,7 @@ class Validation:
     ) -> Validation:
         """Return the row of an error summary (``calibration.validate.error_summary``)."""
         keys = {"bias": "bias", "p90": "p90_ape", "worst": "worst_ape", "coverage": "coverage"}
-        kept = {name: summary.get(key) for name, key in keys.items()}
+        kept: dict[str, Any] = {name: summary.get(key) for name, key in keys.items()}
         return cls(subject, what, against, fitted, summary["n"], summary["mape"], **(kept | more))
 
     @classmethod
@@ -171,25 +171,25 @@ class Study:
         try:
             if not kept and self.data is not None:
                 given.data = self.data.found(given.data)
+            if given.folder is not None:
+                given.folder.mkdir(parents=True, exist_ok=True)
             result = self.kept() if kept else json.loads(text(self.analyse(given)))
-        except InputError as error:
+        except (InputError, OSError) as error:
             sys.stderr.write(f"{error}\n")
             return 2
         verdict = self.verdict(result, kept)
-        self.write(given, result, verdict, kept)
+        if given.folder is not None:
+            self.write(given, result, verdict)
         print(f"{verdict['verdict']}: {verdict['headline']}")
         for bar in self.bars(result):
             print(f"{SAYS[bar.holds]:>10}: {bar.name}")
         return 0 if self.as_expected(self.bars(result)) or (given.quick and not self.quick_judged) else 1
 
-    def write(self, given: argparse.Namespace, result: Result, verdict: Result, kept: bool) -> None:
+    def write(self, given: argparse.Namespace, result: Result, verdict: Result) -> None:
         """Write the files of a run; of a kept result those that follow from it."""
-        if given.folder is None:
-            return
-        given.folder.mkdir(parents=True, exist_ok=True)
         (given.folder / "README.md").write_text(self.readme(result), encoding="utf-8")
         (given.folder / "verdict.json").write_text(text(verdict), encoding="utf-8")
-        if not kept:
+        if not given.from_results:
             (given.folder / "result.json").write_text(text(result), encoding="utf-8")
             self.draw(given, result)
 
@@ -213,7 +213,7 @@ class Study:
         option = option if self.data is None or self.data.required else f"[{option}]"
         bars, earlier = self.bars(result), self.folder / "verdict.json"
         if not kept:
-            made = {"date": date.today().isoformat(), "versions": versions()}
+            made: Result = {"date": date.today().isoformat(), "versions": versions()}
         elif earlier.is_file():
             made = json.loads(earlier.read_text(encoding="utf-8"))
         else:

@@ -90,8 +90,6 @@ def profiles(data: Path, every: int) -> list[Profile]:
 def analyse(given: argparse.Namespace) -> dict[str, Any]:
     """Return what was fitted; write the profiles into calibration/profiles, or into --output."""
     found = profiles(given.data, 5 if given.quick else 1)
-    if given.folder is not None:
-        given.folder.mkdir(parents=True, exist_ok=True)
     target = given.output or (None if given.quick else FOLDER)
     for profile in found:
         if target is not None:

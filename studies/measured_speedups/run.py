@@ -8,9 +8,10 @@ Two checks against published measurements:
    latency model with one fitted number, the time of a draft step; then with the time a batch waits for its last
    request as a second one, against other second numbers.
 
-    python studies/measured_speedups/run.py [--data DIR] [--quick] [--output DIR]
+    python studies/measured_speedups/run.py --data DIR [--quick] [--output DIR]
 
-Exits with 1 when a verdict differs from the one in EXPECTED, with 2 when the data is not there.
+DIR holds `published_speculation.csv` and `verify_latency.csv`. Exits with 1 when a verdict differs from the one in
+EXPECTED, with 2 when the data are not there.
 """
 
 from __future__ import annotations

@@ -321,10 +321,12 @@ alike. Taking the product for the direct acceptance would flatter chains.
 
 def headline(result: dict[str, Any]) -> str:
     """Return the number to remember."""
-    small = [r for r in result["rows"] if r["small"] != "llama-68m"]
-    large = [r for r in result["rows"] if r["small"] == "llama-68m"]
-    share = {k: max(r["share_worth_it"]["median"] for r in rows) for k, rows in (("13B", small), ("68M", large))}
-    return f"worth it on at most {share['13B']:.0%} of the map for 13B-34B-70B, {share['68M']:.0%} for 68M-7B-70B"
+    share = {
+        chain: max(r["share_worth_it"]["median"] for r in result["rows"] if (r["small"], r["middle"]) == chain)
+        for chain in (("llama-2-13b", "codellama-34b"), ("llama-68m", "llama-2-7b"))
+    }
+    large, small = share.values()
+    return f"worth it on at most {large:.0%} of the map for 13B-34B-70B, {small:.0%} for 68M-7B-70B"
 
 
 STUDY = Study(
