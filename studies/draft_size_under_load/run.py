@@ -142,10 +142,10 @@ def rates(profile: Profile) -> dict[str, float]:
     costs.draft(sizes)  # step times are computed once
 
     def timed(call: Any, repeats: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(repeats):
             call()
-        return (time.perf_counter() - start) / repeats
+        return (time.process_time() - start) / repeats
 
     optimum = timed(lambda: best_sizes(targets, 2e12, 1e11, Laws()), 2) / len(targets)
     points = timed(lambda: costs.gains(sizes, np.full(500, 0.65)).max(axis=0), 5) / (len(sizes) * len(BATCHES))
@@ -320,7 +320,8 @@ the tiles of the kernels: a pass of 128 tokens costs little more than one of 100
 
 ## Speed
 
-On one core: {speed["flop_optima_per_s"]:.0f} best drafts a second at FLOP cost (each a search over sizes and lengths),
+On one core (seconds of the processor): {speed["flop_optima_per_s"]:.0f} best drafts a second at FLOP cost (each a
+search over sizes and lengths),
 {speed["hardware_drafts_per_s"]:.0f} drafts a second on hardware (best of 25 lengths at one size and batch, step times
 at hand). A whole answer with curve takes {speed["whole_flop_plan_s"] * 1e3:.0f} ms at FLOP cost and
 {speed["whole_hardware_plan_s"]:.2f} s on hardware at four batches, nearly all of it step times and their intervals.
