@@ -96,6 +96,9 @@ def listing(found: list[Verdict]) -> str:
             "`speculation` (published speed-ups), or the folder among these that the study's page names. FILE is the",
             "Azure LLM inference trace 2023 (conversation).",
             "",
+            "A new study is a folder with a `run.py` that ends in a `STUDY` (`studies/study.py` says how); run it, then",
+            "`python studies/index.py`.",
+            "",
         ]
     )
 

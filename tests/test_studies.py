@@ -166,6 +166,11 @@ def test_pages_are_current(name: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == index.PAGES[name](found), "run python studies/index.py"
 
 
+def test_readme_has_the_block() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.count(index.BEGIN) == readme.count(index.END) == 1
+
+
 def test_index_lists_a_folder_that_has_no_verdict(tmp_path: Path) -> None:
     (tmp_path / "new_one").mkdir()
     (tmp_path / "new_one" / "run.py").write_text('"""Claim: it is so.\n\nMore.\n"""\n')
