@@ -92,12 +92,12 @@ def listing(found: list[Verdict]) -> str:
             "",
             *table("study | claim | headline | verdict | n | date | command", rows),
             "DIR is a folder of data sets that are not part of this repository: `vidur` (microsoft/vidur profiles),",
-            "`aiconfigurator` (ai-dynamo/aiconfigurator tables and serving points), `quality` (outcomes per prompt),",
+            "`aiconfigurator` (ai-dynamo/aiconfigurator tables, serving points), `quality` (outcomes per prompt),",
             "`speculation` (published speed-ups), or the folder among these that the study's page names. FILE is the",
             "Azure LLM inference trace 2023 (conversation).",
             "",
-            "A new study is a folder with a `run.py` that ends in a `STUDY` (`studies/study.py` says how); run it, then",
-            "`python studies/index.py`.",
+            "A new study is a folder with a `run.py` that ends in a `STUDY` (`studies/study.py` says how); run it, and",
+            "then `python studies/index.py`.",
             "",
         ]
     )

@@ -25,7 +25,7 @@ from studies.study import Bar, Study, Validation
 HERE = Path(__file__).parent
 CLAIM = 0.15  # worst relative difference [-]
 ROOMY = 32  # sequences a KV cache holds, from which its limit seldom binds [-]
-EXPECTED = {"roomy": True, "tight": True}  # whether the claim holds, by room in the KV cache
+EXPECTED = {"roomy": True, "tight": False}  # whether the claim holds, by room in the KV cache
 REQUESTS = 8000  # simulated at each rate tried [-]
 SEED = 11
 
@@ -195,6 +195,7 @@ STUDY = Study(
     validations=validations,
     quick="every fifth service",
     quick_judged=False,
+    recheck=True,
 )
 
 

@@ -329,6 +329,7 @@ STUDY = Study(
     n=lambda result: sum(r["n"] for r in result["rows"]),
     data=Data("quality", tuple(name for name, _ in FILES)),
     quick="first set, few resamples",
+    quick_judged=False,
 )
 
 

@@ -414,7 +414,6 @@ STUDY = Study(
     n=lambda result: result["length"]["n"],
     validations=validations,
     data=Data("quality", ("gsm8k_tiers.csv.gz", "gsm8k_robust_abel.csv.gz")),
-    recheck=True,
 )
 
 
