@@ -369,6 +369,7 @@ STUDY = Study(
     n=lambda result: len(result["rows"]),
     validations=validations,
     quick="one lambda, few loads",
+    recheck=True,
 )
 
 
