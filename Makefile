@@ -1,17 +1,23 @@
 # make plan   a plan for the shipped scenario, from nothing but Python 3.11 and make
 # make test   everything CI checks: lint, types, import rules, tests
+# make studies-check [DATA=DIR]   compute the quick studies again, hold the committed numbers against them
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: plan test lint types figures studies clean
+.PHONY: plan test lint types studies-check clean
 
 plan: $(VENV)/.light
 	$(BIN)/tierwise plan
 
 test: lint types
 	$(BIN)/python -m pytest -n 2
+
+DATA ?= $(firstword $(wildcard shared/data ../shared/data))
+studies-check: $(VENV)/.full
+	$(BIN)/python studies/index.py --check
+	$(BIN)/python studies/check.py $(if $(DATA),--data $(DATA))
 
 lint: $(VENV)/.full
 	$(BIN)/ruff check .

@@ -367,7 +367,7 @@ def _no_verify_times() -> pd.DataFrame:
 
 def _summary(rows: list[Prediction]) -> dict[str, Any]:
     if not rows:
-        return {"n": 0, "mape": None, "median_ape": None, "bias": None, "p90_ape": None}
+        return {"n": 0, "mape": None, "median_ape": None, "bias": None, "p90_ape": None, "worst_ape": None}
     return dict(error_summary([p.predicted for p in rows], [p.measured for p in rows]))
 
 

@@ -30,7 +30,7 @@ WORST = 10  # rows listed as worst [-]
 
 
 def error_summary(predicted: ArrayLike, measured: ArrayLike) -> dict[str, float]:
-    r"""Return ``n``, ``mape``, ``median_ape``, ``bias`` and ``p90_ape`` as fractions (0.05 is 5 %).
+    r"""Return ``n``, ``mape``, ``median_ape``, ``bias``, ``p90_ape``, ``worst_ape`` as fractions (0.05 is 5 %).
 
     .. math:: \text{mape} = \overline{|e|}, \quad \text{bias} = \overline{e}, \quad e = \hat t / t - 1
 
@@ -57,6 +57,7 @@ def error_summary(predicted: ArrayLike, measured: ArrayLike) -> dict[str, float]
         "median_ape": round(float(np.median(size)), 6),
         "bias": round(float(error.mean()), 6),
         "p90_ape": round(float(np.quantile(size, 0.9)), 6),
+        "worst_ape": round(float(size.max()), 6),
     }
 
 

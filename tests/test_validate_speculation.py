@@ -97,6 +97,7 @@ def test_silent_notes_without_a_fraction_are_not_guessed(check: Any) -> None:
         "median_ape": None,
         "bias": None,
         "p90_ape": None,
+        "worst_ape": None,
         "by_verification": result["time_model"]["by_verification"],
     }
     assert reasons(result, "time_model") == {

@@ -12,8 +12,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 
 from calibration.profiles import load_profile
+from studies.study import Study
 from theory.catalog import accelerator, model
 from theory.latency import Pass, step_time
 from theory.speculation import best_schedule
@@ -224,24 +223,27 @@ sentence differently rarely returns to the same tokens at the same places.
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one step; writes only with --output")
-    parser.add_argument("--data", type=Path, help="not used: the study needs no data but the profiles")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.quick)
-    shown = [{k: r[k] for k in ("step", "batch", "beside", "realigned", "saved")} for r in result["rows"]]
-    print(json.dumps({"verdicts": result["verdicts"], "rows": shown}))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "saved.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    at, step = ACCEPTANCES.index(0.8), result["rows"][0]["step"]
+    rows = [r for r in result["rows"] if (r["step"], r["batch"], r["beside"]) == (step, 1, "nothing")]
+    saved = {r["realigned"]: r["saved"][at] for r in rows}
+    return f"{step} at acceptance 0.8: saves {saved[0.0]:.0%} of decoding without realignment, {saved[1.0]:.0%} with"
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.quick),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "saved.png"),
+    expected=EXPECTED,
+    n=lambda result: len(result["rows"]),
+    quick="one step",
+    recheck=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -11,8 +11,6 @@ are a further law; two controls tell what the order of the lengths does. FILE is
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +27,7 @@ from planner.simulate import measured_capacity, run_at
 from planner.space import capacities
 from simulator.traces import read_trace
 from simulator.workload import PiecewiseRates, Workload, gamma, piecewise, poisson, weibull, weibull_shape
-from theory.errors import InputError
+from studies.study import Bar, Data, Study, Validation
 
 HERE = Path(__file__).parent
 REPLICAS = {"roomy": (2, 4), "tight": (0, 1)}  # tier of the shipped scenario and TP: 256 slots, and 46 [-, GPUs]
@@ -378,28 +376,53 @@ Written by `python studies/arrival_laws/run.py --trace FILE`, which fails when a
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not, 2 on bad input."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].replace("%", "%%"))
-    parser.add_argument("--trace", type=Path, required=True, help="file of the conversation trace")
-    parser.add_argument("--quick", action="store_true", help="two draws, nothing written unless --output is given")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    try:
-        trace = read_trace(arguments.trace)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    result = analyse(trace, 2 if arguments.quick else DRAWS)
-    print(json.dumps(result["verdicts"], indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        draw(result, folder / "arrivals.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def bars(result: dict[str, Any]) -> list[Bar]:
+    """Return each claim of each law."""
+    return [Bar(f"{law}: {claim}", holds) for claim, of in result["verdicts"].items() for law, holds in of.items()]
+
+
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    over = {
+        name: of["capacity_per_s"]["poisson"] / of["capacity_per_s"]["trace"] - 1
+        for name, of in result["replicas"].items()
+    }
+    return (
+        f"Poisson arrivals promise {over['roomy']:+.0%} capacity where slots are plenty, {over['tight']:+.0%} where not"
+    )
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return what each law makes of the capacity of the two replicas at the times of the trace."""
+    fitted = "rate and variation of gaps of the trace; piecewise: its rates by five minutes"
+    capacity = [of["capacity_per_s"] for of in result["replicas"].values()]
+    return [
+        Validation.errors(
+            [of[law] / of["trace"] - 1 for of in capacity],
+            "queueing against simulation",
+            f"capacity of a replica by arrival law: {law}",
+            "simulated at the times of a trace",
+            fitted,
+        )
+        for law in MODELS
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(read_trace(given.data), 2 if given.quick else DRAWS),
+    readme,
+    headline,
+    bars=bars,
+    draw=lambda given, result: draw(result, given.folder / "arrivals.png"),
+    expected={f"{law}: {claim}": holds for claim, of in EXPECTED.items() for law, holds in of.items()},
+    n=lambda result: result["requests_kept"],
+    validations=validations,
+    data=Data("traces/splitwise_conv.csv", option="--trace"),
+    quick="two draws of each law",
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -12,8 +12,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -26,6 +24,7 @@ from scipy.special import ndtr
 from calibration.cascade_validation import FOLDS, Fitted, choose_recipe, validate_group
 from calibration.outcome_models import fold_of
 from calibration.quality_readers import Samples, read_quality
+from studies.study import Data, Study, Validation
 
 HERE = Path(__file__).parent
 FILE = "zellinger_cascades.csv.gz"
@@ -353,29 +352,50 @@ higher on TriviaQA), the prompt's length as a covariate (0.003 to 0.01 lower on 
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help=f"folder with {FILE}")
-    parser.add_argument("--quick", action="store_true", help="one set; writes only with --output, verdicts not judged")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.data, arguments.quick)
-    shown = {name: g["area"] for name, g in result["by_group"].items()}
-    print(
-        json.dumps(
-            {"verdicts": result["verdicts"], "areas": shown, "covered": result["covered"], "optuna": result["optuna"]},
-            indent=2,
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    gains = [g["area"]["policy"] - g["area"]["singles"] for g in result["by_group"].values()]
+    costs = [abs(cost_error(p)) for g in result["by_group"].values() for p in g["plans"]]
+    return f"{min(gains):+.3f} to {max(gains):+.3f} of area over single models; costs within {max(costs):.1%}"
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return cost and quality promised by the plans, against prompts they were not fitted on."""
+    plans = [p for g in result["by_group"].values() for p in g["plans"]]
+    errors = {
+        "cost": ([cost_error(p) for p in plans], "relative"),
+        "quality": ([p["predicted_quality"] - p["realised_quality"] for p in plans], "absolute"),
+    }
+    return [
+        Validation.errors(
+            found,
+            "cascades",
+            f"{what} of a plan, {len(result['by_group'])} sets",
+            "real answers to other prompts",
+            "outcomes and confidences of the prompts of other folds",
+            coverage=result["covered"][what],
+            level=0.95,
+            unit=unit,
         )
-    )
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "areas.png")
-    return 0 if arguments.quick or result["verdicts"] == EXPECTED else 1
+        for what, (found, unit) in errors.items()
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data, given.quick),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "areas.png"),
+    expected=EXPECTED,
+    n=lambda result: sum(g["n"] for g in result["by_group"].values()),
+    validations=validations,
+    data=Data("quality", (FILE,)),
+    quick="one set",
+    quick_judged=False,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

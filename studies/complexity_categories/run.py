@@ -10,8 +10,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import numpy as np
 from calibration.category_policy import compare
 from calibration.quality_features import Known, pool, read_known
 from calibration.quality_readers import Samples, read_quality
+from studies.study import Data, Study
 
 HERE = Path(__file__).parent
 ZELLINGER, ZEROEVAL = "zellinger_cascades.csv.gz", "zeroeval_math_crux.csv.gz"
@@ -257,24 +256,29 @@ table are the training prompts with P(right) after all tiers as quality. Costs a
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the tables")
-    parser.add_argument("--quick", action="store_true", help="one set; writes only with --output, verdicts not judged")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.data, arguments.quick)
-    shown = {g["name"]: {"area": g["area"], "gain": g["gain"]} for g in result["by_group"]}
-    print(json.dumps({"verdicts": result["verdicts"], "sets": shown}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "categories.png")
-    return 0 if arguments.quick or result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    gains = [g["gain"]["category"] for g in result["by_group"]]
+    beyond = sum(g["interval"][0] > 0 for g in gains)
+    return (
+        f"a gain of area beyond chance on {beyond} of {len(gains)} sets, {max(g['value'] for g in gains):+.3f} at most"
+    )
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data, given.quick),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "categories.png"),
+    expected=EXPECTED,
+    n=lambda result: sum(g["n"] for g in result["by_group"]),
+    data=Data("quality", (ZELLINGER, ZEROEVAL)),
+    quick="one set",
+    quick_judged=False,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -11,8 +11,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from scipy.stats import spearmanr
 
 from simulator.traces import read_trace
 from simulator.workload import LogNormalLengths, Workload
-from theory.errors import InputError
+from studies.study import Bar, Data, Study
 
 HERE = Path(__file__).parent
 SEED = 20231116  # of the resampling; the day of the trace
@@ -289,28 +287,32 @@ def analyse(trace: Workload, resamples: int) -> dict[str, Any]:
     return {"claims": claims(result), **result}
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not, 2 on bad input."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].replace("%", "%%"))
-    parser.add_argument("--trace", type=Path, required=True, help="CSV of the conversation trace")
-    parser.add_argument("--quick", action="store_true", help="20 resamples, nothing written unless --output is given")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    try:
-        trace = read_trace(arguments.trace)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    result = analyse(trace, 20 if arguments.quick else RESAMPLES)
-    print(json.dumps(result["claims"], indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(trace, result, folder / "lengths.png")
-    return 0 if {c["claim"]: c["holds"] for c in result["claims"]} == EXPECTED else 1
+def bars(result: dict[str, Any]) -> list[Bar]:
+    """Return the claims with the worst error of each."""
+    return [Bar(c["claim"], c["holds"], c["worst_error"], TOLERANCE) for c in result["claims"]]
+
+
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    worst = {c["claim"]: c["worst_error"] for c in result["claims"]}
+    return f"mean lengths within {worst['mean lengths']:.1%}, quantiles off by up to {worst['quantiles']:.0%}"
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(read_trace(given.data), 20 if given.quick else RESAMPLES),
+    readme,
+    headline,
+    bars=bars,
+    draw=lambda given, result: plot(read_trace(given.data), result, given.folder / "lengths.png"),
+    expected=EXPECTED,
+    n=lambda result: result["served_at_context_4096"]["requests"],
+    data=Data("traces/splitwise_conv.csv", option="--trace"),
+    quick="20 resamples",
+    recheck=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -12,8 +12,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from dataclasses import replace
@@ -25,6 +23,7 @@ import numpy as np
 
 from calibration.profiles import load_profile
 from planner.draft import Costs, Hardware, Laws, Training, best_sizes, draft_plan, hardware_plan, hardware_rows
+from studies.study import Study
 from theory.acceptance import SDSL
 from theory.catalog import accelerator, model, models
 from theory.latency import Pass, Profile, step_time
@@ -143,10 +142,10 @@ def rates(profile: Profile) -> dict[str, float]:
     costs.draft(sizes)  # step times are computed once
 
     def timed(call: Any, repeats: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(repeats):
             call()
-        return (time.perf_counter() - start) / repeats
+        return (time.process_time() - start) / repeats
 
     optimum = timed(lambda: best_sizes(targets, 2e12, 1e11, Laws()), 2) / len(targets)
     points = timed(lambda: costs.gains(sizes, np.full(500, 0.65)).max(axis=0), 5) / (len(sizes) * len(BATCHES))
@@ -321,7 +320,8 @@ the tiles of the kernels: a pass of 128 tokens costs little more than one of 100
 
 ## Speed
 
-On one core: {speed["flop_optima_per_s"]:.0f} best drafts a second at FLOP cost (each a search over sizes and lengths),
+On one core (seconds of the processor): {speed["flop_optima_per_s"]:.0f} best drafts a second at FLOP cost (each a
+search over sizes and lengths),
 {speed["hardware_drafts_per_s"]:.0f} drafts a second on hardware (best of 25 lengths at one size and batch, step times
 at hand). A whole answer with curve takes {speed["whole_flop_plan_s"] * 1e3:.0f} ms at FLOP cost and
 {speed["whole_hardware_plan_s"]:.2f} s on hardware at four batches, nearly all of it step times and their intervals.
@@ -341,23 +341,27 @@ def _ranges(runs: list[Any], what: str) -> str:
     return f"{what} {' and '.join(ends)}"
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].replace("%", "%%"))
-    parser.add_argument("--profile", default="h100-sxm", help="profile of the accelerator")
-    parser.add_argument("--quick", action="store_true", help="nothing written unless --output is given")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.profile)
-    print(json.dumps({"verdicts": result["verdicts"], "rates": result["rates"]}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "sizes.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    name, answer = next(iter(result["answers"].items()))
+    flops, at_1 = answer["flops"]["draft_params"], answer["by_batch"][0]["draft_params"]
+    return f"target {name}: the best draft has {at_1 / 1e6:.0f} M parameters at batch 1, {flops / 1e6:.0f} M by FLOPs"
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.profile),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "sizes.png"),
+    expected=EXPECTED,
+    n=lambda result: sum(len(a["by_batch"]) for a in result["answers"].values()),
+    options=lambda parser: parser.add_argument("--profile", default="h100-sxm", help="profile of the accelerator"),
+    recheck=True,
+    times=("rates", "a thousand draft evaluations a second"),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -12,8 +12,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 
 from calibration.outcome_models import fit_score_model, level_cuts, smoothed_outcomes, to_levels
 from calibration.quality_readers import Samples, read_quality
+from studies.study import Data, Study
 from theory.cascade import evaluate, execute, solve
 from theory.load_prices import Demand, SharedProcessor, Station, plan_under_load
 from theory.outcomes import Outcomes
@@ -312,24 +311,27 @@ or nearly so. It is an outcome to read off, not a setting.
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the quality tables")
-    parser.add_argument("--quick", action="store_true", help="first set, few resamples; writes only with --output")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.data, arguments.quick)
-    shown = [{k: r[k] for k in ("name", "stretch", "ends_interval", "middle")} for r in result["rows"]]
-    print(json.dumps({"verdicts": result["verdicts"], "rows": shown}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "stops.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    found = [r["stretch"] for r in result["rows"] if r["stretch"]]
+    ends = ", ".join(f"{low:.2g} to {high:.2g}" for low, high in found)
+    return f"60 to 80 % are the optimum on {len(found)} of {len(result['rows'])} sets, at lambda' {ends}"
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data, given.quick),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "stops.png"),
+    expected=EXPECTED,
+    n=lambda result: sum(r["n"] for r in result["rows"]),
+    data=Data("quality", tuple(name for name, _ in FILES)),
+    quick="first set, few resamples",
+    quick_judged=False,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

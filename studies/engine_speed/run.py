@@ -15,9 +15,7 @@ agree, and writes nothing. --output is the folder of this study by default.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import multiprocessing
 import resource
 import sys
@@ -37,6 +35,7 @@ from simulator.cluster import ClusterRecords, Paths, TierSetup, simulate_cluster
 from simulator.engine import Records, simulate
 from simulator.traces import read_trace
 from simulator.workload import LogNormalLengths, Workload, poisson
+from studies.study import Bar, Data, Study
 from theory.specs import Limits
 
 HERE = Path(__file__).parent
@@ -185,7 +184,7 @@ def against(count: int) -> dict[str, float]:
     return {"requests": count, "fast_s": fast, "slow_s": slow, "ratio": slow / fast, "apart": apart}
 
 
-def main(trace: Path | None, share: float) -> dict[str, Any]:
+def analyse(trace: Path | None, share: float) -> dict[str, Any]:
     """Return all figures."""
     found: dict[str, Any] = {"spread": spread([int(n * share) for n in SPREAD])}  # first: a child inherits the peak
     count = int(COUNT * share)
@@ -275,17 +274,30 @@ def readme(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def headline(found: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    plain, ratio = min(found[k]["rate"] for k in ("plain", "trace") if k in found), found["against"]["ratio"]
+    cost = [row["us"] for row in found["spread"]]
+    return (
+        f"{plain / 1e6:.1f} million requests/s, {ratio:,.0f} times the engine that steps; "
+        f"cost of a request within a factor of {max(cost) / min(cost):.2f}"
+    )
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data, 0.01 if given.quick else 1.0),
+    readme,
+    headline,
+    bars=lambda found: [Bar(name, bool(holds)) for name, holds in verdicts(found).items()],
+    n=lambda found: max(row["requests"] for row in found["spread"]),
+    data=Data("traces/splitwise_conv.csv", option="--trace", required=False),
+    quick="a hundredth of the requests",
+    quick_judged=False,
+    times=("*",),
+)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trace", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--output", type=Path, default=HERE)
-    args = parser.parse_args()
-    found = main(args.trace, 0.01 if args.quick else 1.0)
-    print(json.dumps(found, indent=1))
-    if args.quick:
-        raise SystemExit(found["against"]["apart"] > 1e-9)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "result.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (args.output / "README.md").write_text(readme(found), encoding="utf-8")
-    raise SystemExit(not all(verdicts(found).values()))
+    sys.exit(STUDY.main())

@@ -11,8 +11,6 @@ Exits with 1 when the time of the stated case is a second or more.
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import sys
 import time
@@ -24,6 +22,7 @@ import numpy as np
 from scipy.special import expit
 
 from calibration.outcome_models import smoothed_outcomes
+from studies.study import Study
 from theory.cascade import frontier
 from theory.outcomes import Outcomes, from_samples
 
@@ -143,22 +142,19 @@ are smeared instead of every prompt.
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the claim holds, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the stated case only; writes only with --output")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.quick)
-    print(json.dumps(result, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "times.png")
-    return 0 if all(result["verdicts"].values()) else 1
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.quick),
+    readme,
+    lambda result: f"{result['stated']['seconds']['exact']:.3f} s, {result['stated']['vertices']} vertices",
+    draw=lambda given, result: plot(result, given.folder / "times.png"),
+    n=lambda result: len(result["cases"]),
+    quick="the stated case only",
+    recheck=True,
+    times=("seconds", "slowest_s", "machine", "*under a second"),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -12,8 +12,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from calibration.cascade_validation import RECIPES, Candidates, Fitted, cost_sha
 from calibration.joint_models import item_response
 from calibration.outcome_models import fit_score_model, fold_of, level_cuts, smoothed_outcomes, to_levels
 from calibration.quality_readers import TYPICAL_LENGTH, Samples, read_quality
+from studies.study import Data, Study, Validation
 from theory.cascade import evaluate, frontier, oracle, solve
 from theory.outcomes import Outcomes, from_samples, with_verifier
 
@@ -378,24 +377,45 @@ Accuracies {home} there, {away} here.
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the tables")
-    parser.add_argument("--quick", action="store_true", help="writes only with --output")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.data)
-    shown = {"areas": result["length"]["area"], "bounds": result["bounds"], "shift": result["shift"]}
-    print(json.dumps({"verdicts": result["verdicts"], **shown}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "tiers.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    gain = result["length"]["area"]["policy"] - result["length"]["area"]["singles"]
+    share = result["bounds"]["verifier_cost_share"]
+    return f"length gains {gain:+.3f} of area; a perfect verifier is as good as 70B at {share:.0%} of its cost"
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return cost and quality promised on GSM8K, against the same problems with other numbers."""
+    errors = {
+        "cost": ([r["predicted_cost"] / r["away_cost"] - 1 for r in result["shift"]], "relative"),
+        "quality": ([r["predicted_quality"] - r["away_quality"] for r in result["shift"]], "absolute"),
+    }
+    return [
+        Validation.errors(
+            found,
+            "cascades",
+            f"{what} of a plan after a shift of the prompts, length as the signal",
+            "real answers to altered problems",
+            "outcomes of the original problems, other templates",
+            unit=unit,
+        )
+        for what, (found, unit) in errors.items()
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "tiers.png"),
+    expected=EXPECTED,
+    n=lambda result: result["length"]["n"],
+    validations=validations,
+    data=Data("quality", ("gsm8k_tiers.csv.gz", "gsm8k_robust_abel.csv.gz")),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -11,8 +11,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 from calibration.joint_models import choose_classes, confidence_chain, item_response, latent_classes, log_likelihood
 from calibration.outcome_models import fit_score_model, fold_of, level_cuts, smoothed_outcomes, to_levels
 from calibration.quality_readers import Samples, read_quality
+from studies.study import Data, Study, Validation
 from theory.outcomes import Outcomes, rescue
 
 HERE = Path(__file__).parent
@@ -230,23 +229,47 @@ error over the folds; P(any tier right) and P(top right | smallest wrong) promis
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the tables")
-    parser.add_argument("--quick", action="store_true", help="one set; writes only with --output, verdicts not judged")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.data, arguments.quick)
-    print(json.dumps(result, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "models.png")
-    return 0 if arguments.quick or result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    confident = [g for g in result["by_group"].values() if g["signal"] == "confidence"]
+    alone, joint = (
+        [100 * (g["models"][name]["union"] - g["union"]) for g in confident]
+        for name in ("independent", "item response")
+    )
+    return f"independence promises {min(alone):.1f} to {max(alone):.1f} points too much, item response {max(joint):.1f}"
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return how far promised unions are from those of prompts not seen, by model."""
+    sets = list(result["by_group"].values())
+    return [
+        Validation.errors(
+            [g["models"][name]["union"] - g["union"] for g in sets],
+            "quality",
+            f"share of prompts that any tier solves: {name}",
+            "real answers to other prompts",
+            "outcomes and signals of the prompts of other folds",
+            unit="absolute",
+        )
+        for name in sets[0]["models"]
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data, given.quick),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "models.png"),
+    expected=EXPECTED,
+    n=lambda result: sum(g["n"] for g in result["by_group"].values()),
+    validations=validations,
+    data=Data("quality", FILES),
+    quick="one set",
+    quick_judged=False,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

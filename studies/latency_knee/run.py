@@ -7,8 +7,7 @@ DIR holds `aiconfigurator` and `speculation`. Nothing is fitted here: the profil
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import matplotlib.pyplot as plt
 
 from calibration.profiles import load_profile, transfer
 from calibration.readers import read_aiconfigurator
+from studies.study import Bar, Data, Study, Validation
 from theory.catalog import accelerator, model
 from theory.latency import Pass, gemm_time, step_time, verify_knee
 
@@ -79,8 +79,8 @@ def published(data: Path) -> list[dict[str, Any]]:
     return out
 
 
-def main(data: Path) -> dict[str, Any]:
-    """Return the numbers; write them, the README and the picture."""
+def analyse(data: Path, pictures: Path | None) -> dict[str, Any]:
+    """Return the numbers; draw the picture into a folder."""
     table = product(data)
     points = {
         int(m): {"measured_us": round(t * 1e6, 2), "predicted_us": round(p * 1e6, 2), "error": round(p / t - 1, 4)}
@@ -88,19 +88,17 @@ def main(data: Path) -> dict[str, Any]:
         if m in TOKENS
     }
     error = np.abs(table["predicted"] / table["time"] - 1)
-    result = {
+    if pictures is not None:
+        draw(table, pictures / "knee.png")
+    return {
         "product": points,
         "mape_up_to_2048_tokens": round(float(error.mean()), 4),
         "knees": knees(),
         "published": published(data),
     }
-    draw(table)
-    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (HERE / "README.md").write_text(readme(result), encoding="utf-8")
-    return result
 
 
-def draw(table: pd.DataFrame) -> None:
+def draw(table: pd.DataFrame, path: Path) -> None:
     """Write the picture of the knee."""
     figure, axis = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
     axis.loglog(table["m"], table["time"] * 1e6, ".", label="measured (vLLM 0.24)")
@@ -109,7 +107,7 @@ def draw(table: pd.DataFrame) -> None:
     axis.set_ylabel("time [us]")
     axis.set_title(f"H100, bf16 product {WIDTH} x {WIDTH}")
     axis.legend()
-    figure.savefig(HERE / "knee.png", dpi=110)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
@@ -180,9 +178,52 @@ def holds(result: dict[str, Any]) -> bool:
     return all(abs(p["error"]) <= BAR for p in result["product"].values())
 
 
+def bars(result: dict[str, Any]) -> list[Bar]:
+    """Return the three points against the bar."""
+    return [
+        Bar(f"error at {m} tokens", abs(p["error"]) <= BAR, abs(p["error"]), BAR) for m, p in result["product"].items()
+    ]
+
+
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    return f"within {max(abs(p['error']) for p in result['product'].values()):.1%} at 8, 256 and 512 tokens"
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return the product at three sizes, and published verify latencies of a GPU that was not measured."""
+    published = [p["predicted_ms"] / p["measured_ms"] - 1 for p in result["published"]]
+    return [
+        Validation.errors(
+            [p["error"] for p in result["product"].values()],
+            "kernels",
+            "H100 product of width and depth 8192 at 8, 256 and 512 tokens",
+            "measured kernels",
+            "all products of the table",
+        ),
+        Validation.errors(
+            published,
+            "transfer",
+            "verify passes of Llama-2 7B and 13B on an L40, Hugging Face",
+            "published measurements",
+            "nothing; H100 profile on the datasheet of an L40",
+        ),
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data, given.folder),
+    readme,
+    headline,
+    bars=bars,
+    n=lambda result: len(result["product"]),
+    validations=validations,
+    data=Data(".", ("aiconfigurator", "speculation")),
+    recheck=True,
+)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    found = main(parser.parse_args().data)
-    print(json.dumps({k: found[k] for k in ("product", "mape_up_to_2048_tokens", "knees")}))
-    raise SystemExit(0 if holds(found) else 1)
+    sys.exit(STUDY.main())

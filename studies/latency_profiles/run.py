@@ -9,8 +9,10 @@ where.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from calibration.fit import fit_profile
 from calibration.profiles import FOLDER, save_profile
@@ -23,6 +25,7 @@ from calibration.readers import (
     select,
     serving_rows,
 )
+from studies.study import Data, Study
 from theory.catalog import accelerator
 from theory.latency import Efficiency, Profile
 
@@ -84,8 +87,36 @@ def profiles(data: Path, every: int) -> list[Profile]:
     return [first, served(second), served(third), last]
 
 
-def readme(found: list[Profile]) -> str:
+def analyse(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what was fitted; write the profiles into calibration/profiles, or into --output."""
+    found = profiles(given.data, 5 if given.quick else 1)
+    target = given.output or (None if given.quick else FOLDER)
+    for profile in found:
+        if target is not None:
+            save_profile(profile, target / f"{profile.name}.toml")
+    return {"profiles": [table(p) for p in found]}
+
+
+def table(profile: Profile) -> dict[str, Any]:
+    """Return the parameters of a profile with their relative standard errors, and what they were fitted on."""
+    errors = dict(
+        zip(profile.parameters, (profile.covariance[k][k] ** 0.5 for k in range(len(profile.parameters))), strict=True)
+    )
+    return {
+        "name": profile.name,
+        "parameters": {
+            f.name: {"value": getattr(profile.efficiency, f.name), "relative_error": errors.get(f.name)}
+            for f in fields(Efficiency)
+        },
+        "spread": dict(profile.residual),
+        "rows": profile.rows,
+        "source": profile.source,
+    }
+
+
+def readme(result: dict[str, Any]) -> str:
     """Return the page of this study: what was fitted, on what, how well it is known."""
+    found = result["profiles"]
     lines = [
         "# The shipped profiles",
         "",
@@ -93,43 +124,41 @@ def readme(found: list[Profile]) -> str:
         "`calibration/profiles` (about two minutes). Meaning and unit of each parameter: `Efficiency` in",
         "`theory/latency.py`. A value without an error was held or assumed; each file says which.",
         "",
-        f"| parameter | {' | '.join(p.name for p in found)} |",
+        f"| parameter | {' | '.join(p['name'] for p in found)} |",
         f"|---|{'---|' * len(found)}",
     ]
     for f in fields(Efficiency):
-        lines.append(f"| {f.name} | {' | '.join(_value(p, f.name) for p in found)} |")
+        lines.append(f"| {f.name} | {' | '.join(_value(p['parameters'][f.name]) for p in found)} |")
     lines += ["", "## Spread of ln(measured/predicted) of one kernel, on shapes left out of the fit", ""]
-    lines += [f"- {p.name}: {', '.join(f'{k} {v:.3f}' for k, v in p.residual.items())}" for p in found]
-    lines += ["", "## Rows", "", *(f"- {p.name}: {p.rows}" for p in found), ""]
-    lines += ["## Sources", "", *(f"- {p.name}: {p.source}" for p in found), ""]
+    lines += [f"- {p['name']}: {', '.join(f'{k} {v:.3f}' for k, v in p['spread'].items())}" for p in found]
+    lines += ["", "## Rows", "", *(f"- {p['name']}: {p['rows']}" for p in found), ""]
+    lines += ["## Sources", "", *(f"- {p['name']}: {p['source']}" for p in found), ""]
     return "\n".join(lines)
 
 
-def _value(profile: Profile, name: str) -> str:
-    value = f"{getattr(profile.efficiency, name):.3g}"
-    if name not in profile.parameters:
-        return value
-    at = profile.parameters.index(name)
-    return f"{value} ({profile.covariance[at][at] ** 0.5:.1%})"
+def _value(parameter: dict[str, float | None]) -> str:
+    error = parameter["relative_error"]
+    return f"{parameter['value']:.3g}" + ("" if error is None else f" ({error:.1%})")
 
 
-def main() -> None:
-    """Fit, write, print one line per profile."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    folder = args.output or (None if args.quick else FOLDER)
-    found = profiles(args.data, 5 if args.quick else 1)
-    if folder == FOLDER:
-        (HERE / "README.md").write_text(readme(found), encoding="utf-8")
-    for profile in found:
-        spreads = ", ".join(f"{k} {v:.3f}" for k, v in profile.residual.items())
-        print(f"{profile.name}: {len(profile.parameters)} parameters; spread of ln(time) on shapes left out: {spreads}")
-        if folder:
-            save_profile(profile, folder / f"{profile.name}.toml")
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    spreads = [v for p in result["profiles"] for v in p["spread"].values()]
+    return f"one kernel on shapes left out is off by {min(spreads):.1%} to {max(spreads):.1%} (spread of the logarithm)"
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    analyse,
+    readme,
+    headline,
+    bars=lambda _: [],
+    n=lambda result: len(result["profiles"]),
+    data=Data(".", ("vidur", "aiconfigurator")),
+    quick="a fifth of the products",
+)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(STUDY.main())

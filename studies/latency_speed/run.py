@@ -9,8 +9,7 @@ Python loop. Element-wise numpy runs on one core.
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from calibration.profiles import load_profile
+from studies.study import Bar, Study
 from theory.catalog import accelerator, model
 from theory.latency import Pass, step_time
 
@@ -40,8 +40,8 @@ def rate(ask: Callable[[], int], repeats: int) -> float:
     return best
 
 
-def main(quick: bool) -> dict[str, Any]:
-    """Return the rates; write them and the README unless quick."""
+def analyse(quick: bool) -> dict[str, Any]:
+    """Return the rates."""
     points, repeats = (POINTS // 10, 1) if quick else (POINTS, 3)
     target, gpu, profile = model("llama-2-70b"), accelerator("h100-sxm"), load_profile("h100-sxm-vllm")
     rng = np.random.default_rng(0)
@@ -56,16 +56,12 @@ def main(quick: bool) -> dict[str, Any]:
             step_time(target, gpu, profile, Pass(float(b), float(q), float(s)), TP)
         return LOOP
 
-    result = {
+    return {
         "grid": rate(lambda: steps(Pass(np.arange(1, 257)[:, None], 5.0, context[None, : points // 256])), repeats),
         "whole_tokens": rate(lambda: steps(Pass(batch, query, context)), repeats),
         "all_different": rate(lambda: steps(Pass(tokens, 1.0, context)), repeats),
         "loop": rate(loop, 1),
     }
-    if not quick:
-        (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (HERE / "README.md").write_text(readme(result), encoding="utf-8")
-    return result
 
 
 def readme(result: dict[str, Any]) -> str:
@@ -101,10 +97,26 @@ def readme(result: dict[str, Any]) -> str:
     )
 
 
+def bars(result: dict[str, Any]) -> list[Bar]:
+    """Return the rates against the bar."""
+    return [
+        Bar(f"{key.replace('_', ' ')}, two million a second", result[key] >= BAR, result[key], BAR) for key in ASKED
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.quick),
+    readme,
+    lambda result: f"{min(result[key] for key in ASKED) / 1e6:.1f} million step times a second, however asked",
+    bars=bars,
+    n=lambda _: POINTS,
+    quick="a tenth of the points",
+    quick_judged=False,
+    times=("*",),
+)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args()
-    found = main(args.quick)
-    print({k: round(v) for k, v in found.items()})
-    raise SystemExit(0 if args.quick or min(found[k] for k in ASKED) >= BAR else 1)
+    sys.exit(STUDY.main())

@@ -8,8 +8,7 @@ DIR holds `aiconfigurator`. Fit: H100 tables. Test: H200 tables at the shapes of
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from calibration.fit import BLOCKS, Block, fit_profile, predict
 from calibration.profiles import transfer
 from calibration.readers import Kernels, read_aiconfigurator, select, serving_rows
 from calibration.validate import error_summary
+from studies.study import Bar, Data, Study, Validation
 from theory.catalog import accelerator, model
 from theory.errors import InputError
 from theory.latency import Efficiency, Profile
@@ -90,8 +90,8 @@ def judge(kernels: Kernels, gpu: Accelerator, profile: Profile) -> dict[str, Any
     return out
 
 
-def main(data: Path, quick: bool) -> dict[str, Any]:
-    """Return the numbers; write them and the README unless quick."""
+def analyse(data: Path, quick: bool) -> dict[str, Any]:
+    """Return the numbers."""
     h100, h200 = accelerator("h100-sxm"), accelerator("h200-sxm")
     seen = serving_rows(read_aiconfigurator(data / "aiconfigurator", "h100"))
     if quick:
@@ -100,7 +100,7 @@ def main(data: Path, quick: bool) -> dict[str, Any]:
     unseen = serving_rows(read_aiconfigurator(data / "aiconfigurator", "h200"))
     moved = transfer(profile, h200)
     pairs = {(int(n), int(k)) for n, k in zip(unseen.gemm["n"], unseen.gemm["k"], strict=True)}
-    result = {
+    return {
         "h100_in_sample": judge(seen, h100, profile),
         "h200_transferred": judge(unseen, h200, moved),
         "models": list(MODELS),
@@ -108,10 +108,6 @@ def main(data: Path, quick: bool) -> dict[str, Any]:
         "heads_per_gpu": sorted(shapes()[1]),
         "fitted_on": profile.rows,
     }
-    if not quick:
-        (HERE / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
-        (HERE / "README.md").write_text(readme(result), encoding="utf-8")
-    return result
 
 
 def readme(result: dict[str, Any]) -> str:
@@ -160,13 +156,44 @@ def holds(result: dict[str, Any]) -> bool:
     return all(result["h200_transferred"][kind]["mape"] <= BAR for kind in CLAIMED)
 
 
+def bars(result: dict[str, Any]) -> list[Bar]:
+    """Return the MAPE of each claimed kind against the bar."""
+    mape = {kind: result["h200_transferred"][kind]["mape"] for kind in CLAIMED}
+    return [Bar(f"MAPE, {KINDS[kind]}", error <= BAR, error, BAR) for kind, error in mape.items()]
+
+
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    mape = [result["h200_transferred"][kind]["mape"] for kind in CLAIMED]
+    return f"MAPE {min(mape):.1%} to {max(mape):.1%} on H200 kernels, nothing of an H200 fitted"
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return each kind of kernel on the GPU of the fit and on the other."""
+    fitted = "the same kernels", "H100 kernels; H200 from its datasheet"
+    return [
+        Validation.of(result[key][kind], subject, f"{device} {label} at the shapes of models", "measured kernels", on)
+        for (key, subject, device), on in zip(
+            (("h100_in_sample", "kernels", "H100"), ("h200_transferred", "transfer", "H200")), fitted, strict=True
+        )
+        for kind, label in KINDS.items()
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data, given.quick),
+    readme,
+    headline,
+    bars=bars,
+    n=lambda result: sum(result["h200_transferred"][kind]["n"] for kind in CLAIMED),
+    validations=validations,
+    data=Data(".", ("aiconfigurator",)),
+    quick="a fifth of the products",
+    recheck=True,
+)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args()
-    found = main(args.data, args.quick)
-    for key in ("h100_in_sample", "h200_transferred"):
-        for kind, row in found[key].items():
-            print(key, kind, row)
-    raise SystemExit(0 if holds(found) else 1)
+    sys.exit(STUDY.main())

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 
+from studies.study import Data, Study, Validation
 from theory.acceptance import from_tokens_per_round
 from theory.speculation import best_length, speedup, tokens_per_round
 
@@ -320,25 +320,52 @@ that grows with K, or acceptance that falls with position, would give; the publi
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].replace("%", "%%"))
-    parser.add_argument("--data", type=Path, help="folder with published_speculation.csv, to check the typed rows")
-    parser.add_argument("--quick", action="store_true", help="nothing written unless --output is given")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    if arguments.data is not None:
-        print(f"{check_against(arguments.data)} typed rows agree with the collection", file=sys.stderr)
-    result = analyse()
-    print(json.dumps({"verdicts": result["verdicts"], "against_measured": result["against_measured"]}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "rows.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    of = result["against_measured"]
+    return f"{of['median_ape']:.1%} from the measured speed-ups in the median, {worst(result):.0%} at worst"
+
+
+def worst(result: dict[str, Any]) -> float:
+    """Return the largest miss [-]."""
+    return max(abs(r["over_measured"]) for r in result["rows"])
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return theorem 3.8 against the measured speed-ups."""
+    return [
+        Validation.of(
+            result["against_measured"],
+            "speculation",
+            "speed-up of twelve T5 pairs, theorem 3.8 with published acceptance and costs",
+            "published measurements",
+            "nothing",
+            worst=worst(result),
+        )
+    ]
+
+
+def checked(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the result, the typed rows held against the collection where one is given."""
+    if given.data is not None:
+        print(f"{check_against(given.data)} typed rows agree with the collection", file=sys.stderr)
+    return analyse()
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    checked,
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "rows.png"),
+    expected=EXPECTED,
+    n=lambda result: len(result["rows"]),
+    validations=validations,
+    data=Data("speculation", ("published_speculation.csv",), required=False),
+    recheck=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

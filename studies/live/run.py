@@ -17,6 +17,8 @@ from typing import Any
 import matplotlib as mpl
 
 from calibration.live import FULL, NOISE_LIMIT, QUICK, validate_live
+from studies.study import Bar, Study, Validation
+from theory.errors import require
 
 HERE = Path(__file__).parent
 SAID = {True: "**holds**", False: "**missed**", None: "**not judged**: the machine was too noisy"}
@@ -222,27 +224,96 @@ that is measured come from the same text; a law fitted here is good for this fam
 """
 
 
-def main() -> int:
-    """Run or read, write README.md and the picture; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+def bars(result: dict[str, Any]) -> list[Bar]:
+    """Return the bars of the run."""
+    return [Bar(v["bar"], v["holds"], v["reached"], v["limit"]) for v in result["verdicts"]]
+
+
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    tokens, acceptance = result["tokens_per_round"], result["acceptance"]
+    return (
+        f"{result['size']} run: acceptance within {acceptance['largest_error']:.3f}, "
+        f"tokens per round {tokens['median_ape']:.1%} off in the median, speed-up {result['speedup']['median_ape']:.1%}"
+    )
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return what was predicted of models trained on the spot."""
+    noisy = "" if result["noise"]["quiet"] else ", machine too noisy to judge times"
+    against = f"measured here ({result['size']} run{noisy})"
+    cascade = result["cascade"]
+    rows = (
+        (result["tokens_per_round"], "tokens per round, replay", "acceptance on other prompts", None),
+        (result["speedup"], "speed-up", "acceptance and step times on other prompts", None),
+        (result["step_time"], "step time of a left-out model, a + b layers", "the other models", None),
+        (cascade, "cost of a cascade in seconds", "outcomes of other requests", cascade["largest_cost_error"]),
+        (
+            cascade["at_planned_prices"],
+            "cost of a cascade at planned prices",
+            "outcomes of other requests",
+            cascade["largest_priced_error"],
+        ),
+    )
+    laws = {"loss law": result["acceptance"], "perplexity law": result["acceptance"]["perplexity_law"]}
+    return [
+        *(
+            Validation.errors(
+                [r["predicted"] - r["measured"] for r in law["rows"]],
+                "live",
+                f"acceptance of the pairs of a left-out model, {name}",
+                against,
+                "the pairs of the other models",
+                coverage=law["coverage"],
+                unit="absolute",
+            )
+            for name, law in laws.items()
+        ),
+        *(
+            Validation.of(summary, "live", what, against, fitted, **({} if worst is None else {"worst": worst}))
+            for summary, what, fitted, worst in rows
+            if summary is not None
+        ),
+        Validation.errors(
+            [r["predicted_quality"] - r["realised_quality"] for r in cascade["rows"]],
+            "live",
+            "quality of a cascade",
+            against,
+            "outcomes of other requests",
+            unit="absolute",
+        ),
+    ]
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the result of a run, or of the one that is given."""
+    if given.result is not None:
+        require(given.result.is_file(), "--result", "must be the live.json of a run", str(given.result))
+        result: dict[str, Any] = json.loads(given.result.read_text(encoding="utf-8"))
+        return result
+    return validate_live(QUICK if given.quick else FULL, given.models)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     parser.add_argument("--models", type=Path, help="folder in which models are kept")
     parser.add_argument("--result", type=Path, help="live.json of a run")
-    parser.add_argument("--output", type=Path, default=HERE)
-    given = parser.parse_args()
-    if given.result is not None:
-        result = json.loads(given.result.read_text(encoding="utf-8"))
-    else:
-        result = validate_live(QUICK if given.quick else FULL, given.models)
-    given.output.mkdir(parents=True, exist_ok=True)
-    plot(result, given.output / "live.png")
-    (given.output / "README.md").write_text(readme(result), encoding="utf-8")
-    (given.output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    missed = [v["bar"] for v in result["verdicts"] if v["holds"] is False]
-    for bar in missed:
-        sys.stderr.write(f"missed: {bar}\n")
-    return 1 if missed else 0
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    run,
+    readme,
+    headline,
+    bars=bars,
+    draw=lambda given, result: plot(result, given.folder / "live.png"),
+    n=lambda result: result["speedup"]["n"],
+    validations=validations,
+    options=options,
+    quick="smaller models, fewer prompts",
+)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(STUDY.main())

@@ -12,8 +12,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +26,7 @@ from planner.space import congestion, enumerate_space
 from simulator import metrics
 from simulator.cluster import Paths, TierSetup, decide, simulate_cluster
 from simulator.workload import at_rate
+from studies.study import Study, Validation
 from theory.cascade import evaluate
 from theory.load_prices import Demand, LoadPlan, Station, plan_under_load
 
@@ -339,23 +338,40 @@ range. Data where it is: `studies/early_stops`.
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one lambda, few loads; writes only with --output")
-    parser.add_argument("--data", type=Path, help="not used: the study needs no data but the scenario")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.quick)
-    print(json.dumps({key: result[key] for key in ("verdicts", "simulated")}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "load.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    rate = max(r["rate"] for r in result["rows"])
+    first = max(r["stops"][0] for r in result["rows"] if r["rate"] == rate)
+    return f"none stop at 13B without load, up to {first:.0%} at {rate:g} requests/s"
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return planned against simulated time to the final answer."""
+    return [
+        Validation.errors(
+            [r["planned"]["request_s"] / r["request_s"][0] - 1 for r in result["simulated"]],
+            "queueing against simulation",
+            "mean time to the final answer of a cascade on eight GPUs",
+            "simulated",
+            "nothing",
+        )
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.quick),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "load.png"),
+    expected=EXPECTED,
+    n=lambda result: len(result["rows"]),
+    validations=validations,
+    quick="one lambda, few loads",
+    recheck=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

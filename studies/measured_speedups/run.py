@@ -8,15 +8,14 @@ Two checks against published measurements:
    latency model with one fitted number, the time of a draft step; then with the time a batch waits for its last
    request as a second one, against other second numbers.
 
-    python studies/measured_speedups/run.py [--data DIR] [--quick] [--output DIR]
+    python studies/measured_speedups/run.py --data DIR [--quick] [--output DIR]
 
-Exits with 1 when a verdict differs from the one in EXPECTED, with 2 when the data is not there.
+DIR holds `published_speculation.csv` and `verify_latency.csv`. Exits with 1 when a verdict differs from the one in
+EXPECTED, with 2 when the data are not there.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from scipy import integrate, optimize, stats
 from calibration.profiles import load_profile
 from calibration.speculation import read_published, read_verify, time_model, validate_speculation, verify_width
 from calibration.validate import error_summary
+from studies.study import Data, Study, Validation
 from theory.catalog import accelerator, model
 from theory.latency import Pass, roofline_time, step_time
 from theory.specs import Accelerator
@@ -507,28 +507,61 @@ sets differ among themselves: a free number for each batch and draft length woul
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not, 2 without data."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].replace("%", "%%"))
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of published_speculation.csv")
-    parser.add_argument("--quick", action="store_true", help="one context, nothing written unless --output is given")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    if not (arguments.data / "published_speculation.csv").is_file():
-        sys.stderr.write(f"no published_speculation.csv in {arguments.data}; give its folder with --data\n")
-        return 2
-    result = analyse(arguments.data, (CONTEXT,) if arguments.quick else CONTEXTS)
-    laws = {p: {n: law["fit"]["mape"] for n, law in e["laws"].items()} for p, e in result["eagle"].items()}
-    shown = {"verdicts": result["verdicts"], "time_model": result["time_model"]["all"], "eagle": laws}
-    print(json.dumps(shown, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, arguments.data, folder / "speedups.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    of = result["time_model"]["all"]
+    return f"time model {of['median_ape']:.1%} from the measured speed-ups in the median, {of['mape']:.1%} in the mean"
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return the time model, the length model and the law of EAGLE-3 against the published measurements."""
+    errors = [abs(r["error"]) for r in result["time_model"]["rows"]]
+    out = [
+        Validation.of(
+            result["time_model"]["all"],
+            "speculation",
+            "speed-up from tokens per round and step times",
+            "published measurements",
+            "nothing",
+            worst=max(errors),
+        ),
+        Validation.of(
+            result["length_model"],
+            "speculation",
+            "tokens per round from acceptance and draft length",
+            "published measurements",
+            "nothing",
+        ),
+    ]
+    for profile, of in result["eagle"].items():
+        for name, law in of["laws"].items():
+            out.append(
+                Validation.of(
+                    law["batch_left_out"],
+                    "speculation",
+                    f"speed-up of EAGLE-3 at batch sizes left out, {name}, profile {profile}",
+                    "published measurements",
+                    f"{law['meaning']}, on the other batch sizes",
+                )
+            )
+    return out
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data, (CONTEXT,) if given.quick else CONTEXTS),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.data, given.folder / "speedups.png"),
+    expected=EXPECTED,
+    n=lambda result: result["time_model"]["all"]["n"],
+    validations=validations,
+    data=Data("speculation", ("published_speculation.csv", "verify_latency.csv")),
+    quick="one context",
+    recheck=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

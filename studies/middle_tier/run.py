@@ -12,8 +12,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED. Run it again when 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.profiles import load_profile
+from studies.study import Study
 from theory.catalog import accelerator, model
 from theory.chains import Plan, Trio, middle_tier
 from theory.latency import Pass, Profile, step_time
@@ -320,24 +319,29 @@ alike. Taking the product for the direct acceptance would flatter chains.
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="coarse map, one profile; writes only with --output")
-    parser.add_argument("--data", type=Path, help="not used: the study needs no data but the profiles")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.quick)
-    shown = [{k: r[k] for k in ("profile", "batch", "middle", "small", "best_gain")} for r in result["rows"]]
-    print(json.dumps({"verdicts": result["verdicts"], "rows": shown}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "middle_tier.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    share = {
+        chain: max(r["share_worth_it"]["median"] for r in result["rows"] if (r["small"], r["middle"]) == chain)
+        for chain in (("llama-2-13b", "codellama-34b"), ("llama-68m", "llama-2-7b"))
+    }
+    large, small = share.values()
+    return f"worth it on at most {large:.0%} of the map for 13B-34B-70B, {small:.0%} for 68M-7B-70B"
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.quick),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "middle_tier.png"),
+    expected=EXPECTED,
+    n=lambda result: len(result["rows"]),
+    quick="coarse map, one profile",
+    recheck=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

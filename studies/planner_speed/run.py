@@ -11,8 +11,6 @@ Exits with 1 when the rate is below 100,000 a second, or a figure differs by mor
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import sys
 import time
@@ -26,6 +24,7 @@ from planner.evaluate import Configurations, Tables, evaluate, every, rules_of, 
 from planner.scenario import load_scenario
 from planner.search import Search, quality_floor
 from planner.space import P99, enumerate_space, occupancy
+from studies.study import Study
 from theory.queueing import ttft_quantile
 
 HERE = Path(__file__).parent
@@ -120,21 +119,16 @@ shared with other work: rates are lower bounds.
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the claim holds, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a shorter loop; writes only with --output")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.quick)
-    print(json.dumps(result, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(README.format(**result, repeats=REPEATS), encoding="utf-8")
-    return 0 if all(result["verdicts"].values()) else 1
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.quick),
+    lambda result: README.format(**result, repeats=REPEATS),
+    lambda result: f"{result['per_s']:,.0f} configurations a second",
+    n=lambda result: result["configurations"],
+    quick="a shorter loop",
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -10,8 +10,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from calibration.predictor import folds_of, report
 from calibration.quality_features import Known, pool, read_known
 from calibration.quality_readers import DEFAULT_TIERS, Samples, read_quality
 from calibration.quality_validation import by_state, plot_reliability, prefixes, validate_group
+from studies.study import Data, Study, Validation
 
 HERE = Path(__file__).parent
 ZELLINGER, GSM8K, ROBUST = "zellinger_cascades.csv.gz", "gsm8k_tiers.csv.gz", "gsm8k_robust_abel.csv.gz"
@@ -316,24 +315,47 @@ One predictor for all sets of a chain, mean log loss and (worst ECE of a tier):
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the tables")
-    parser.add_argument("--quick", action="store_true", help="one set; writes only with --output, verdicts not judged")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.data, arguments.quick)
-    shown = {f"{g['name']}: {', '.join(g['tiers'])}": {k: g[k] for k in ("ece_raw", "ece")} for g in result["by_group"]}
-    print(json.dumps({"verdicts": result["verdicts"], "calibration": shown}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot_reliability({"by_group": result["by_group"][:6]}, folder / "reliability.png")  # the usual tiers
-    return 0 if arguments.quick or result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    ece = [g["ece"] for g in result["by_group"]]
+    raw = [g["ece_raw"] for g in result["by_group"] if g["ece_raw"] is not None]
+    return f"calibration error at most {max(ece):.3f} out of fold; of raw confidences {min(raw):.3f} to {max(raw):.3f}"
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return the calibration errors of P(right), all tiers of a set pooled."""
+    return [
+        Validation(
+            "quality",
+            f"P(right), {g['name']}, {', '.join(g['tiers'])}: expected calibration error, 10 bins",
+            "real answers",
+            "calibration and regression on other prompts (five folds)",
+            g["n"],
+            g["ece"],
+            unit="absolute",
+        )
+        for g in result["by_group"]
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.data, given.quick),
+    readme,
+    headline,
+    draw=lambda given, result: plot_reliability(
+        {"by_group": result["by_group"][:6]},  # the usual tiers
+        given.folder / "reliability.png",
+    ),
+    expected=EXPECTED,
+    n=lambda result: sum(g["n"] for g in result["by_group"]),
+    validations=validations,
+    data=Data("quality", (ZELLINGER, GSM8K, ROBUST)),
+    quick="one set",
+    quick_judged=False,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

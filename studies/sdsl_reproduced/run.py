@@ -12,8 +12,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.draft import Laws, best_sizes
+from studies.study import Study, Validation
 from theory.acceptance import SDSL
 from theory.scaling import EPOCH, HOFFMANN, LossLaw, loss
 from theory.speculation import best_length
@@ -336,26 +335,42 @@ large targets trained on more tokens than those of small ones. With each target'
 
 
 def _coefficient(row: dict[str, float]) -> str:
-    return "-" if np.isnan(row["per_ln_tokens"]) else f"{row['per_ln_tokens']:.2e}"
+    return "-" if row["per_ln_tokens"] is None else f"{row['per_ln_tokens']:.2e}"
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].replace("%", "%%"))
-    parser.add_argument("--quick", action="store_true", help="nothing written unless --output is given")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse()
-    print(json.dumps({"verdicts": result["verdicts"], "worst_miss": result["worst_miss"]}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(result, indent=2).replace("NaN", "null")
-        (folder / "result.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "sizes.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    ours, line = result["worst_miss"]["hoffmann_100b"], result["worst_miss"]["published_line"]
+    return f"four sizes within {ours:.1%}; the published line misses them by up to {line:.0%}"
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return the four sizes against the published ones."""
+    sizes = zip(result["sizes"]["hoffmann_100b"], result["sizes"]["published"], strict=True)
+    return [
+        Validation.errors(
+            [ours / theirs - 1 for ours, theirs in sizes],
+            "speculation",
+            "best draft sizes of SDSL (acceptance law, losses, FLOP cost)",
+            "published sizes",
+            "nothing; tokens chosen: 100 B",
+        )
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda _: analyse(),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "sizes.png"),
+    expected=EXPECTED,
+    n=lambda result: len(result["sizes"]["target"]),
+    validations=validations,
+    recheck=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

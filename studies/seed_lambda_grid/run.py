@@ -10,8 +10,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from studies.study import Study
 from theory.cascade import evaluate, frontier, oracle, solve
 from theory.outcomes import Outcomes, accuracy, from_patterns, union_accuracy, with_verifier, without_signal
 
@@ -179,22 +178,26 @@ share is 100 % or 0 and never between. At other accuracies and costs (load chang
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="writes only with --output")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse()
-    print(json.dumps({key: result[key] for key in ("verdicts", "edges", "early_stop_ranges")}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(result, folder / "stops.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    edges = result["edges"]
+    return (
+        f"lambda acts from {edges['perfect'][0]:.1f} on with a perfect verifier, from {edges['none'][0]:.0f} with none"
+    )
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda _: analyse(),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "stops.png"),
+    expected=EXPECTED,
+    n=lambda _: 1319,
+    recheck=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

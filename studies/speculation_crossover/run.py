@@ -12,8 +12,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,6 +31,7 @@ from planner.service import Load, Service, build_service, with_length
 from planner.space import Space, enumerate_space, occupancy
 from simulator.engine import simulate
 from simulator.workload import Workload, at_rate
+from studies.study import Study, Validation
 from theory.acceptance import Acceptance
 from theory.catalog import model
 from theory.specs import Transformer
@@ -445,21 +444,52 @@ def _shown(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
 
 
-def main() -> int:
-    """Run the study; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=HERE)
-    output = parser.parse_args().output
-    result = analyse()
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    plot(result, output / "crossover.png")
-    (output / "README.md").write_text(readme(result), encoding="utf-8")
-    wrong = [name for name, held in result["verdicts"].items() if held != EXPECTED[name]]
-    for name in wrong:
-        sys.stderr.write(f"{name}: {result['verdicts'][name]}, expected {EXPECTED[name]}\n")
-    return 1 if wrong else 0
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    off, at = max(map(abs, crossing_errors(result))), result["published"]["crossover_requests_per_s"]
+    return f"simulated crossovers within {off:.1%} of the analytic; published 4 to 8, predicted {at:.1f} requests/s"
+
+
+def crossing_errors(result: dict[str, Any]) -> list[float]:
+    """Return analytic over simulated crossover, less 1, of the pairs that turn in both."""
+    pairs = result["pairs"].values()
+    both = [(p["crossover_requests_per_s"], p["simulated_crossing"]) for p in pairs]
+    return [theory / simulated - 1 for theory, simulated in both if theory and simulated]
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return crossovers against simulation, and changes of TPOT against the published ones."""
+    return [
+        Validation.errors(
+            crossing_errors(result),
+            "queueing against simulation",
+            "load at which a draft stops gaining",
+            "simulated",
+            "nothing",
+        ),
+        Validation.errors(
+            [r["own_tpot_change"] - r["tpot_change"] for r in result["published"]["rows"]],
+            "speculation",
+            "change of TPOT by a draft, as a share of TPOT, under load",
+            "published benchmark",
+            "acceptance, at the lowest load",
+            unit="absolute",
+        ),
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda _: analyse(),
+    readme,
+    headline,
+    draw=lambda given, result: plot(result, given.folder / "crossover.png"),
+    expected=EXPECTED,
+    n=lambda result: len(result["pairs"]),
+    validations=validations,
+)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(STUDY.main())

@@ -13,8 +13,6 @@ Exits with 1 when a verdict differs from the one in EXPECTED.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +27,7 @@ from scipy.special import expit, logit
 
 from calibration.profiles import load_profile
 from planner.draft import Costs, Hardware, Laws, Training, draft_plan, hardware_plan
+from studies.study import Study, Validation
 from theory.acceptance import (
     SDSL,
     SMALL_FAMILY_LOG,
@@ -404,23 +403,46 @@ def _edge(row: dict[str, Any]) -> str:
     return f"{size} (edge of the range)" if row["hardware_at_edge"] else size
 
 
-def main() -> int:
-    """Run the study; 0 if the verdicts are the expected ones, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].replace("%", "%%"))
-    parser.add_argument("--profile", default="h100-sxm", help="profile of the hardware answer")
-    parser.add_argument("--quick", action="store_true", help="nothing written unless --output is given")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.profile)
-    print(json.dumps({"verdicts": result["verdicts"], "laws": result["laws"]}, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot(folder / "laws.png")
-    return 0 if result["verdicts"] == EXPECTED else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    off = {name: law["model_out"] for name, law in result["laws"].items()}
+    best = min(off, key=off.__getitem__)
+    return (
+        f"{best}: {off[best]:.3f} off, a model left out; affine in perplexity {off['alpha affine in perplexity']:.3f}"
+    )
+
+
+def validations(result: dict[str, Any]) -> list[Validation]:
+    """Return the error of each law for all pairs of a model left out."""
+    return [
+        Validation(
+            "speculation",
+            f"acceptance of a pair, {name}",
+            "measured acceptance of small models",
+            "three numbers on the pairs without one model, each left out in turn",
+            len(pairs(ACCEPTANCE, LOSS).draft),
+            law["model_out"],
+            worst=law["model_out_worst"],
+            unit="absolute",
+        )
+        for name, law in result["laws"].items()
+    ]
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.profile),
+    readme,
+    headline,
+    draw=lambda given, _: plot(given.folder / "laws.png"),
+    expected=EXPECTED,
+    n=lambda _: len(pairs(ACCEPTANCE, LOSS).draft),
+    validations=validations,
+    options=lambda parser: parser.add_argument("--profile", default="h100-sxm", help="profile of the hardware answer"),
+    recheck=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())
