@@ -361,14 +361,14 @@ def simulate_together(
     by the first ``ROUTINGS`` in turn or by a draw, by the last to one with the fewest requests that it was given and
     has not completed, the first such in the order of ``ready_s``. What completes at that very time is complete.
 
+    Others as :func:`simulate`, ``seed`` also of random routing.
+
     Parameters
     ----------
     ready_s : array
         When each replica is ready, not falling [s].
     routing : str
         One of ``ROUTINGS``.
-
-    Others as :func:`simulate`, ``seed`` also of random routing.
 
     Returns
     -------
