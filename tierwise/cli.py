@@ -334,6 +334,14 @@ def _body(text: str) -> dict[str, Any]:
     return dict(body)
 
 
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of scenario files: editors check and complete a scenario with it."""
+    from planner.scenario import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+
+
 validate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Hold predictions against measurements.")
 app.add_typer(validate_app, name="validate")
 

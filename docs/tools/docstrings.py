@@ -8,7 +8,11 @@ from typing import Any
 
 import griffe
 
-MATH_BLOCK = re.compile(r"^(?P<indent> *)\.\. math::(?P<first>[^\n]*)\n(?P<rest>(?:(?P=indent) +[^\n]+\n|\n(?=(?P=indent) {2,}\S))*)", re.M)
+MATH_BLOCK = re.compile(
+    r"^(?P<indent> *)\.\. math::(?P<first>[^\n]*)\n"
+    r"(?P<rest>(?:(?P=indent) +[^\n]+\n|\n(?=(?P=indent) {2,}\S))*)",
+    re.MULTILINE,
+)
 MATH = re.compile(r":math:`([^`]+)`")
 ROLE = re.compile(r":(?:func|class|mod|meth|data|attr|exc):`~?([\w.]+)`")
 SPACES = re.compile(r"\s+")

@@ -3,10 +3,10 @@
     python docs/tools/printed.py [PAGE ...]     rewrite these Markdown files; README.md and the tutorials by default
     python docs/tools/printed.py --check        exit 1 if a page says something else than its commands do
 
-README.md runs where it lies. A page of ``docs/`` runs from top to bottom in one empty folder, as a reader would follow it:
-a block ```` ```yaml title="mine.yaml" ```` is that file, a block ```` ```python ```` is a script, and what a script
-prints is the ```` ```text ```` block behind it. Numbers may differ by 2 % between machines (order of additions). Times spent
-computing may differ by anything; of what stands under ``<!-- run measured -->`` only the headings of tables must be the same.
+README.md runs where it lies. A page of ``docs/`` runs from top to bottom in one empty folder, as a reader would follow
+it: a block ```` ```yaml title="mine.yaml" ```` is that file, a block ```` ```python ```` is a script, and what a script
+prints is the ```` ```text ```` block behind it. Numbers may differ by 2 % between machines (order of additions), times
+spent computing by anything; under ``<!-- run measured -->`` only the headings of tables must be the same.
 """
 
 from __future__ import annotations
