@@ -1,17 +1,22 @@
 # make plan   a plan for the shipped scenario, from nothing but Python 3.11 and make
-# make test   everything CI checks: lint, types, import rules, tests
+# make test   everything CI checks: lint, types, import rules, tests, documentation
+# make docs   the documentation, in out/site; warnings are errors
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: plan test lint types figures studies clean
+.PHONY: plan test docs lint types figures studies clean
 
 plan: $(VENV)/.light
 	$(BIN)/tierwise plan
 
 test: lint types
 	$(BIN)/python -m pytest -n 2
+
+docs: $(VENV)/.full
+	$(BIN)/python docs/tools/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.full
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ MATH_BLOCK = re.compile(
 )
 MATH = re.compile(r":math:`([^`]+)`")
 ROLE = re.compile(r":(?:func|class|mod|meth|data|attr|exc):`~?([\w.]+)`")
+SECTION = re.compile(r"^[A-Z][a-z]+\n-{3,}$", re.MULTILINE)
 SPACES = re.compile(r"\s+")
 PACKAGES = ("theory", "simulator", "calibration", "planner", "tierwise")
 
@@ -23,12 +24,41 @@ class Docstrings(griffe.Extension):
     """Rewrite the docstrings of a package before they are parsed."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Rewrite every docstring once all names are known, and give fields their comments as docstrings."""
-        for member in _members(pkg):
+        """Rewrite every docstring once all names are known; fields of a class become a section of its docstring."""
+        for member in list(_members(pkg)):
             if member.docstring is not None:
                 member.docstring.value = markdown(member.docstring.value, member)
             elif member.is_attribute and (comment := _comment(member)):
                 member.docstring = griffe.Docstring(markdown(comment, member), parent=member)
+        for member in list(_members(pkg)):
+            if isinstance(member, griffe.Class) and member.docstring is not None:
+                _with_fields(member, member.docstring)
+
+
+def _with_fields(holder: griffe.Class, docstring: griffe.Docstring) -> None:
+    """Move the annotated public fields of a class into its docstring, after the summary."""
+    fields = [
+        field
+        for field in holder.members.values()
+        if isinstance(field, griffe.Attribute) and field.annotation is not None and not field.name.startswith("_")
+    ]
+    if not fields:
+        return
+    lines = ["Attributes", "----------"]
+    for field in fields:
+        meaning = field.docstring.value if field.docstring is not None else ""
+        lines += [f"{field.name} : {field.annotation}", f"    {meaning or _default(field)}"]
+        del holder.members[field.name]
+    first = SECTION.search(docstring.value)
+    at = first.start() if first else len(docstring.value)
+    said = [docstring.value[:at].rstrip(), "\n".join(lines), docstring.value[at:].strip()]
+    docstring.value = "\n\n".join(part for part in said if part)
+
+
+def _default(field: griffe.Attribute) -> str:
+    """Return the description that a pydantic field carries, or nothing."""
+    described = re.search(r"description=(['\"])(.*?)\1", str(field.value or ""))
+    return described[2] if described else "-"
 
 
 def _members(parent: griffe.Object) -> Iterator[griffe.Object]:
