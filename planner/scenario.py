@@ -433,7 +433,13 @@ def load_scenario(source: str | Path = SHIPPED, overrides: Sequence[str] = ()) -
 
 
 def parse_scenario(data: Mapping[str, Any]) -> Scenario:
-    """Return the checked scenario of a mapping; refuse with path, rule, value and way out."""
+    """Return the checked scenario of a mapping; refuse with path, rule, value and way out.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown or missing, or a value breaks its rule.
+    """
     try:
         return Scenario.model_validate(data)
     except ValidationError as error:
