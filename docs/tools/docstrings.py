@@ -40,7 +40,10 @@ def _with_fields(holder: griffe.Class, docstring: griffe.Docstring) -> None:
     fields = [
         field
         for field in holder.members.values()
-        if isinstance(field, griffe.Attribute) and field.annotation is not None and not field.name.startswith("_")
+        if isinstance(field, griffe.Attribute)
+        and field.annotation is not None
+        and not field.name.startswith("_")
+        and not any("property" in label for label in field.labels)
     ]
     if not fields:
         return
