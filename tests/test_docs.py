@@ -64,7 +64,7 @@ def mappings() -> Iterator[tuple[str, dict[str, Any]]]:
     yield from schema["$defs"].items()
 
 
-@pytest.mark.parametrize(("name", "schema"), mappings(), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(("name", "schema"), list(mappings()), ids=lambda x: x if isinstance(x, str) else "")
 def test_every_key_of_the_scenario_says_what_it_means(name: str, schema: dict[str, Any]) -> None:
     """With its unit where it is a number that has one; a mapping may leave that to its own description."""
     assert schema["description"], name
