@@ -59,9 +59,9 @@ def _with_fields(holder: griffe.Class, docstring: griffe.Docstring) -> None:
 
 
 def _default(field: griffe.Attribute) -> str:
-    """Return the description that a pydantic field carries, or nothing."""
+    """Return the description that a pydantic field carries; never a dash, which would begin a section."""
     described = re.search(r"description=(['\"])(.*?)\1", str(field.value or ""))
-    return described[2] if described else "-"
+    return described[2] if described else "as its name says"
 
 
 def _members(parent: griffe.Object) -> Iterator[griffe.Object]:
