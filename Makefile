@@ -1,12 +1,13 @@
 # make plan   a plan for the shipped scenario, from nothing but Python 3.11 and make
-# make test   everything CI checks: lint, types, import rules, tests
+# make test   everything CI checks: lint, types, import rules, tests, documentation
+# make docs   the documentation, in out/site; warnings are errors
 # make studies-check [DATA=DIR]   compute the quick studies again, hold the committed numbers against them
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: plan test lint types studies-check clean
+.PHONY: plan test docs lint types studies-check clean
 
 plan: $(VENV)/.light
 	$(BIN)/tierwise plan
@@ -18,6 +19,10 @@ DATA ?= $(firstword $(wildcard shared/data ../shared/data))
 studies-check: $(VENV)/.full
 	$(BIN)/python studies/index.py --check
 	$(BIN)/python studies/check.py $(if $(DATA),--data $(DATA))
+
+docs: $(VENV)/.full
+	$(BIN)/python docs/tools/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.full
 	$(BIN)/ruff check .

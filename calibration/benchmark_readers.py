@@ -44,8 +44,8 @@ class Aggregates:
     ttft_s: Mapping[str, float]  # mean, p50, p90, p95, p99 [s]
     tpot_s: Mapping[str, float]  # over the tokens after the first [s]
     e2e_s: Mapping[str, float]  # [s]
-    requests_per_s: float
-    tokens_per_s: float  # output tokens
+    requests_per_s: float  # [requests/s]
+    tokens_per_s: float  # output tokens [tokens/s]
     speculation: Speculation | None = field(default=None)
 
 

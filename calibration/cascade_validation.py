@@ -66,11 +66,11 @@ RECIPES = tuple(Recipe(*r, w) for r, w in product(((1, 1.0), (2, 1.0), (2, 10.0)
 class Candidates:
     """What m policies cost and attain on each of n prompts, each prompt seen out of fold."""
 
-    cost: Array  # (m, n)
+    cost: Array  # (m, n) [cost unit]
     quality: Array  # (m, n) 0 or 1 [-]
 
     def means(self, weight: Array) -> tuple[Array, Array]:
-        """Return mean cost and quality, (m,) each, for weights of the prompts that add up to 1."""
+        """Return mean cost [cost unit] and quality [-], (m,) each, for weights of the prompts that add up to 1."""
         return self.cost @ weight, self.quality @ weight
 
     def join(self, other: Candidates) -> Candidates:
@@ -127,7 +127,13 @@ def validate_cascade(csv: Path, tiers: Sequence[str] | None = None, *, seed: int
 
 
 def validate_group(samples: Samples, rng: np.random.Generator, repeats: int = REPEATS) -> dict[str, Any]:
-    """Return the entry of one group, the mean over ``repeats`` divisions into folds; see :func:`validate_cascade`."""
+    """Return the entry of one group, the mean over ``repeats`` divisions into folds; see :func:`validate_cascade`.
+
+    Raises
+    ------
+    InputError
+        If the group has fewer than 50 prompts, or ``repeats`` is below 1.
+    """
     n = len(samples.correct)
     require(n >= 50, "csv", f"must hold at least 50 prompts of {samples.name}", n)
     require(repeats >= 1, "repeats", "must be at least 1 [-]", repeats)
@@ -221,7 +227,7 @@ class OutOfFold:
     pairwise: Candidates  # every pair of tiers at every threshold
     pairwise_chosen: Candidates  # at every budget, the pair and threshold best on the training folds
     planned: Candidates  # plans for the shares of the quality gap, mixtures in expectation
-    predicted: Array  # (plans, 2) cost and quality expected from the training folds
+    predicted: Array  # (plans, 2) cost [cost unit] and quality [-] expected from the training folds
     tests: NDArray[np.bool_]  # (folds x plans, 2) whether realised cost and quality lie in the predicted interval
 
 
@@ -275,7 +281,7 @@ class Fitted:
 
     def plans(self, test: Indices) -> tuple[Candidates, Array, Array]:
         """Return the cheapest mixtures that reach each share of the quality gap, on the test prompts; what they
-        promise, (plans, 2) cost and quality; and the half width of its 95 % interval, (plans, 2).
+        promise, (plans, 2) cost [cost unit] and quality [-]; and the half width of its 95 % interval, (plans, 2).
 
         The half width is that of the difference of two means, of the training and of the test prompts.
         """
@@ -301,7 +307,7 @@ class Fitted:
         return Candidates(np.array(cost), np.array(quality)), np.array(expected), np.array(width)
 
     def run(self, policy: Policy, subset: tuple[int, ...], at: Indices) -> tuple[Array, Array]:
-        """Return what a policy costs and whether it is right on the prompts ``at``, (len(at),) each."""
+        """Return what a policy costs [cost unit] and whether it is right [-] on the prompts ``at``, (len(at),) each."""
         chosen = np.array(subset)
         visited, answer = execute(policy, self.level[np.ix_(at, chosen)])
         right = np.take_along_axis(self.samples.correct[np.ix_(at, chosen)], answer[:, None], axis=1)[:, 0]
@@ -412,7 +418,7 @@ def hull_indices(x: Array, y: Array) -> Indices:
 
 
 def upper_hull(x: Array, y: Array) -> tuple[Array, Array]:
-    """Return the vertices of the upper concave hull, in order of x, non-decreasing in y beyond the highest."""
+    """Return the vertices of the upper concave hull [those of x, y], by x, non-decreasing in y beyond the highest."""
     hull = hull_indices(x, y)
     return x[hull], np.maximum.accumulate(y[hull])
 
@@ -454,7 +460,7 @@ def areas(candidates: Candidates, samples: Samples, weights: Array) -> Array:
 
 
 def cost_share(candidates: Candidates, samples: Samples, share: float) -> float | None:
-    """Return the cost at which the hull reaches a share of the quality gap, in calls of the top tier; None if never."""
+    """Return the cost at which the hull reaches a share of the quality gap, None if never [calls of the top tier]."""
     n = len(samples.correct)
     accuracy = samples.correct.mean(axis=0)
     wanted = accuracy[0] + share * (accuracy[-1] - accuracy[0])

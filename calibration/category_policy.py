@@ -119,7 +119,7 @@ def sorted_by_difficulty(seen: Posteriors, new: Posteriors) -> tuple[Index, Inde
 
 
 def cuts(samples: Samples, at: Index, seen: Posteriors) -> list[Array]:
-    """Return the cuts between the levels of each tier."""
+    """Return the cuts between the levels of each tier [that of the scores]."""
     return [level_cuts(seen.alone[:, k], LEVELS, samples.correct[at, k]) for k in range(len(samples.tiers))]
 
 
@@ -134,7 +134,7 @@ def frontiers(samples: Samples, at: Index, seen: Posteriors, category: Index) ->
 
 
 def along(curve: Frontier, samples: Samples, level: Index, at: Index) -> tuple[Array, Array, Index, Index]:
-    """Return cost, quality, tier answering and tier run first of the best policy at each lambda, (lambdas, len(at))."""
+    """Return cost [cost unit], quality [-], answering and first tier of the best policy, each (lambdas, len(at))."""
     lam = LAMBDAS * samples.price[-1]
     vertices = [at_price([RequestClass("all", 1.0, float(v), curve)]).parts[0].low for v in lam]
     done: dict[float, tuple[Array, Array, Index, Index]] = {}
@@ -207,7 +207,7 @@ def compare(samples: Samples, known: Known, seed: int = 0) -> dict[str, Any]:
 
 
 def equal_budgets(done: Decisions, shown: tuple[float, ...] = SHOWN) -> list[dict[str, float]]:
-    """Return the quality at one lambda for all, and if its mean cost is made the budget of each category, out of fold.
+    """Return the quality at one lambda for all, and if its mean cost is the budget of each category, out of fold [-].
 
     A budget is met by mixing the policies of two lambdas; the cheapest policy is kept where the budget is below it.
     """

@@ -65,7 +65,7 @@ class Block:
     core: tuple[str, ...]
     part: str  # which residual spread it gives
     scale: str = ""  # column of which every octave counts the same
-    starts: tuple[dict[str, float], ...] = ({},)  # further starting points of the search
+    starts: tuple[dict[str, float], ...] = ({},)  # further starting points of the search [those of the parameters]
 
 
 BLOCKS = (
@@ -186,7 +186,13 @@ FRACTIONS = (*SHARES, "gemm_wave", "kv_wave", "kv_resident", "element_resident")
 
 
 def predict(block: Block, rows: pd.DataFrame, accelerator: Accelerator, efficiency: Efficiency) -> Array:
-    """Return the predicted times of the rows of one block [s]."""
+    """Return the predicted times of the rows of one block [s].
+
+    Raises
+    ------
+    InputError
+        If attention rows are of several head widths.
+    """
     a, e = accelerator, efficiency
     if block.table == "gemm":
         precision = "fp8" if block.name == "fp8" else "bf16"
@@ -354,7 +360,7 @@ def _crowd(scale: Array) -> Array:
 
 
 def rising_median(values: Array, weights: Array) -> Array:
-    """Return the sequence that never falls with the least weighted absolute error: neighbours that cross are pooled.
+    """Return the sequence that never falls with the least weighted absolute error, crossing neighbours pooled [own].
 
     Examples
     --------

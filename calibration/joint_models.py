@@ -188,7 +188,13 @@ def _maximise(seen: Array, belong: Array, prior: Array) -> tuple[Array, Array]:
 
 
 def average(models: Sequence[LatentClasses]) -> LatentClasses:
-    """Return the equal mixture of mixtures: all their classes, shares divided by their number."""
+    """Return the equal mixture of mixtures: all their classes, shares divided by their number.
+
+    Raises
+    ------
+    InputError
+        If no model is given.
+    """
     require(len(models) > 0, "models", "must be at least one", len(models))
     share = np.concatenate([m.share for m in models]) / len(models)
     return LatentClasses(share, np.concatenate([m.emission for m in models]))
@@ -496,7 +502,7 @@ class Draws(NamedTuple):
 
     correct: Array  # (n, K) 0 or 1 [-]
     level: Levels  # (n, K)
-    length: Array  # (n, K) length of the answer, in the unit of the lengths fitted
+    length: Array  # (n, K) length of the answer [that of the lengths fitted]
 
 
 def resample(correct: ArrayLike, level: ArrayLike, length: ArrayLike, n: int, rng: np.random.Generator) -> Draws:
@@ -524,7 +530,7 @@ def resample(correct: ArrayLike, level: ArrayLike, length: ArrayLike, n: int, rn
 class Lengths:
     """Lengths of answers by tier, outcome and level: the answers seen, sorted into cells."""
 
-    sorted: tuple[Array, ...]  # K arrays (n,) of lengths, cell after cell (wrong first, then by level)
+    sorted: tuple[Array, ...]  # K arrays (n,) of lengths, cell after cell (wrong first, then by level) [own]
     begin: NDArray[np.intp]  # (K, 2, L) where a cell begins
     end: NDArray[np.intp]  # (K, 2, L) and ends; an empty cell is that of the outcome at all levels
 

@@ -96,7 +96,13 @@ def find_machine(device: Device, dtype: str, threads: int, name: str | None = No
 
 
 def require_cuda() -> None:
-    """Refuse a machine without a usable CUDA device."""
+    """Refuse a machine without a usable CUDA device.
+
+    Raises
+    ------
+    InputError
+        If PyTorch sees none; what can be done instead is said.
+    """
     import torch
 
     if not torch.cuda.is_available():

@@ -118,7 +118,7 @@ class Request:
     clock: Literal["wall", "cpu"] = "wall"  # on a CPU: cpu leaves out the time that other programs had it
     seed: int = 0
     recipe: str = ""
-    expected_s: float = 0.0  # what a recipe says of itself; for people
+    expected_s: float = 0.0  # what a recipe says of itself; for people [s]
 
     def __post_init__(self) -> None:
         require(len(self.models) > 0, "model", "must be given at least once", list(self.models))
@@ -405,7 +405,7 @@ class Ranks:
             torch.distributed.destroy_process_group()
 
     def slowest(self, times: list[float], device: Device) -> list[float]:
-        """Return the longest time of all processes, repeat by repeat."""
+        """Return the longest time of all processes, repeat by repeat [s]."""
         if self.world == 1:
             return times
         import torch

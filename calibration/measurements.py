@@ -95,7 +95,7 @@ class Row:
     status: Literal["ok", "oom", "skipped", "failed"]
     times: tuple[float, ...] = ()  # every repeat in its order, outliers kept [s]
     memory: float | None = None  # most memory of one GPU so far in this launch, or of the process [byte]
-    sensors: Mapping[str, float | None] | None = None  # temperature_c, clock_mhz, load
+    sensors: Mapping[str, float | None] | None = None  # temperature_c [C], clock_mhz [MHz], load [-]
     note: str = ""
 
     def cells(self) -> dict[str, object]:

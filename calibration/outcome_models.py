@@ -36,8 +36,8 @@ class Calibrator:
     """A non-decreasing map from a score to P(right)."""
 
     method: Method
-    at: Array  # isotonic: scores of the knots; platt, beta: coefficients
-    value: Array  # isotonic: probabilities at the knots; otherwise empty
+    at: Array  # isotonic: scores of the knots; platt, beta: coefficients [-]
+    value: Array  # isotonic: probabilities at the knots; otherwise empty [-]
 
     def __call__(self, score: ArrayLike) -> Array:
         """Return P(right) for scores in [0, 1], of the same shape [-]."""
@@ -124,7 +124,13 @@ def best_calibrator(score: ArrayLike, correct: ArrayLike, rng: np.random.Generat
 
 
 def fold_of(n: int, folds: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Return the fold of each of n prompts, sizes as equal as can be, (n,)."""
+    """Return the fold of each of n prompts, sizes as equal as can be, (n,).
+
+    Raises
+    ------
+    InputError
+        If there are fewer than 2 folds, or more than prompts.
+    """
     require(2 <= folds <= n, "folds", f"must be an integer in 2..{n}, the number of prompts", folds)
     return np.asarray(rng.permutation(np.arange(n) % folds), dtype=np.intp)
 
@@ -159,10 +165,15 @@ def calibration_error(probability: ArrayLike, correct: ArrayLike, bins: int = 10
 
 
 def level_cuts(score: ArrayLike, levels: int, correct: ArrayLike | None = None) -> Array:
-    """Return the cuts that make levels of about equal share, at most levels - 1 (fewer where scores are tied).
+    """Return the cuts that make levels of about equal share, at most levels - 1, fewer where scores tie [own].
 
     With ``correct`` the share is half that of all prompts and half that of the wrong ones: where a tier is mostly
     right, what matters is decided among its few low scores, and they get finer levels.
+
+    Raises
+    ------
+    InputError
+        If ``levels`` is below 1.
 
     Examples
     --------
@@ -195,9 +206,9 @@ class ScoreModel:
     """P(each tier right | scores of all tiers): logistic in the calibrated log odds of every tier."""
 
     calibrators: tuple[Calibrator, ...]  # K
-    mean: Array  # (K,) of the calibrated log odds
-    spread: Array  # (K,) their standard deviation
-    coefficients: Array  # (features, K)
+    mean: Array  # (K,) of the calibrated log odds [-]
+    spread: Array  # (K,) their standard deviation [-]
+    coefficients: Array  # (features, K) [-]
     degree: int  # 1: log odds; 2: their squares and products too
 
     def __call__(self, score: ArrayLike) -> Array:

@@ -44,9 +44,9 @@ class Predictor:
     """A trained network with the scaling of its features and a calibrator for each output."""
 
     outputs: tuple[str, ...]
-    mean: Array  # (features,)
-    spread: Array  # (features,)
-    weights: dict[str, Array] = field(repr=False)  # w1, b1 and, with a hidden layer, w2, b2
+    mean: Array  # (features,) [that of the features]
+    spread: Array  # (features,) [that of the features]
+    weights: dict[str, Array] = field(repr=False)  # w1, b1 and, with a hidden layer, w2, b2 [-]
     calibrators: tuple[Calibrator | None, ...]  # of the outputs; None leaves the network's word as it is
 
     def __call__(self, features: ArrayLike) -> Array:
@@ -78,9 +78,14 @@ class Report:
 
 
 def rescue_targets(correct: ArrayLike) -> tuple[Array, Array]:
-    """Return what is to be predicted, and where it is defined (weight 1, else 0), (n, 2 K - 1) each.
+    """Return what is to be predicted, and where it is defined (weight 1, else 0), (n, 2 K - 1) each [-].
 
     The first K columns: tier k right. Then, for k < K: tier k + 1 right, among prompts that tier k gets wrong.
+
+    Raises
+    ------
+    InputError
+        If the grades are not (n, K) of 0 and 1.
 
     Examples
     --------
@@ -269,7 +274,7 @@ def out_of_fold(
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[Array, dict[str, Report]]:
-    """Return probabilities, each from a predictor that did not see the prompt, (n, outputs), and their reports.
+    """Return probabilities, each from a predictor that did not see the prompt, (n, outputs) [-], and reports.
 
     There is no report on a rescue from a tier that is never wrong.
     """

@@ -32,7 +32,7 @@ class Known:
     """What n prompts are known by: covariates before any tier runs, scores and lengths of each tier's answer."""
 
     names: tuple[str, ...]  # of the covariates
-    covariates: Array  # (n, F)
+    covariates: Array  # (n, F) [own of each]
     score: Array  # (n, K) in [0, 1] [-]
     length: Array  # (n, K) of the answers [tokens or words]; (n, 0) where the score is made of it
 
@@ -130,6 +130,11 @@ def text_features(texts: Sequence[str], width: int = WIDTH) -> Array:
     r"""Return hashed words and pairs of words of each text, of unit length, (n, width).
 
     .. math:: x_h = \sum_{g:\, h(g) = h} \pm \ln(1 + \mathrm{count}(g))
+
+    Raises
+    ------
+    InputError
+        If the width is below 1.
 
     Source
     ------

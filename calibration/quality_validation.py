@@ -69,13 +69,19 @@ def prefixes(tiers: int) -> tuple[int, ...]:
 
 
 def by_state(known: Known, samples: Samples, ran: Sequence[int], seed: int) -> Array:
-    """Return the probabilities of all outputs in each state, out of fold, (states, n, 2 K - 1)."""
+    """Return the probabilities of all outputs in each state, out of fold, (states, n, 2 K - 1) [-]."""
     each = [out_of_fold(state_features(known, m), samples.correct, samples.tiers, seed=seed)[0] for m in ran]
     return np.stack(each)
 
 
 def validate_group(samples: Samples, known: Known, seed: int) -> dict[str, Any]:
-    """Return the entry of one group; see :func:`validate_quality`."""
+    """Return the entry of one group; see :func:`validate_quality`.
+
+    Raises
+    ------
+    InputError
+        If the group has fewer than 50 prompts.
+    """
     n, K = samples.correct.shape
     require(n >= 50, "csv", f"must hold at least 50 prompts of {samples.name}", n)
     rng = np.random.default_rng(seed)
@@ -144,7 +150,7 @@ def by_chance(p: Array, rng: np.random.Generator) -> dict[str, float]:
 
 
 def reliability(p: Array, y: Array) -> list[dict[str, float]]:
-    """Return mean probability and share of the event in each bin of equal width that is not empty.
+    """Return mean probability and share of the event in each bin of equal width that is not empty [-].
 
     Examples
     --------

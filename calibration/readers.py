@@ -56,7 +56,13 @@ class Kernels:
             require(bad.empty, f"{name}.time", "must be finite and above 0 [s]", bad.head(3).tolist())
 
     def join(self, other: Kernels) -> Kernels:
-        """Return the rows of both."""
+        """Return the rows of both.
+
+        Raises
+        ------
+        InputError
+            If they are of different devices.
+        """
         require(self.device == other.device, "device", f"must be {self.device} in both", other.device)
         tables = {n: pd.concat([getattr(self, n), getattr(other, n)], ignore_index=True) for n in COLUMNS}
         return Kernels(self.device, **tables, source="; ".join(s for s in (self.source, other.source) if s))
@@ -162,7 +168,13 @@ def read_vidur_layers(directory: Path, device: str, models: tuple[str, ...] = ()
 
 
 def read_vidur_mlp(directory: Path, device: str, name: str) -> pd.DataFrame:
-    """Return one ``mlp`` profile as it is, checked; phi-2 has one norm (its attention and feed-forward run abreast)."""
+    """Return one ``mlp`` profile as it is, checked; phi-2 has one norm (its attention and feed-forward run abreast).
+
+    Raises
+    ------
+    InputError
+        If the file is of an unknown model or not of that layout.
+    """
     require(name in VIDUR_MODELS, "model", f"must be one of {', '.join(sorted(VIDUR_MODELS))}", name)
     absent = "post_attention_layernorm_ms" if name == "phi-2" else ""
     columns = ("tp", "num_tokens", *_GEMM_COLUMNS.values(), *(c for c in _ELEMENT_COLUMNS if c != absent))
@@ -205,7 +217,13 @@ def _element_rows(name: str, tp: int, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_vidur_allreduce(directory: Path, device: str, window: int = 5) -> Kernels:
-    """Return the all-reduces within one node, smoothed by a running median over ``window`` sizes (they are noisy)."""
+    """Return the all-reduces within one node, smoothed by a running median over ``window`` sizes (they are noisy).
+
+    Raises
+    ------
+    InputError
+        If the device is unknown or the file not of that layout.
+    """
     require(device in VIDUR_NODES, "device", f"must be one of {', '.join(sorted(VIDUR_NODES))}", device)
     columns = ("num_workers", "devices_per_node", "size_bytes", "median_ms")
     table = read_table(directory / f"network_{VIDUR_NODES[device]}_all_reduce.csv", columns)
@@ -225,7 +243,13 @@ def read_vidur_allreduce(directory: Path, device: str, window: int = 5) -> Kerne
 
 
 def read_attention(directory: Path, device: str) -> Kernels:
-    """Return the attention kernels of the table that stands in for Vidur's (vLLM FlashAttention, head width 128)."""
+    """Return the attention kernels of the table that stands in for Vidur's (vLLM FlashAttention, head width 128).
+
+    Raises
+    ------
+    InputError
+        If the table has no such device, or is not of that layout.
+    """
     name = "substitute_attention_aiconfigurator_vllm0140.csv"
     columns = ("device", "phase", "q_heads", "kv_heads", "batch_size", "tokens", "latency_ms")
     table = read_table(directory / name, columns)
@@ -276,6 +300,11 @@ def read_aiconfigurator(directory: Path, device: str, gemm: str = "vllm-0.24.0",
         The folder that holds ``h100_sxm`` and ``h200_sxm``.
     gemm : str
         Engine of the bf16 products, ``vllm-0.24.0`` or ``trtllm-1.3.0rc20``.
+
+    Raises
+    ------
+    InputError
+        If the device is unknown or a table not of its layout.
     """
     systems = ", ".join(sorted(AICONFIGURATOR_SYSTEMS))
     require(device in AICONFIGURATOR_SYSTEMS, "device", f"must be one of {systems}", device)

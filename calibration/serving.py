@@ -53,7 +53,7 @@ class Protocol:
     stagger_s: float = 0.001  # between the first requests of two clients [s]
     prompts_per_step: int = 0  # prompts for which the token budget of a step leaves room; 0: the engine's default
     slots_below_clients: int = 0  # running sequences allowed fewer than clients [-]
-    settings: dict[str, float | str | bool] = field(default_factory=dict)  # further fields of the scenario's engine
+    settings: dict[str, float | str | bool] = field(default_factory=dict)  # more of the scenario's engine [own]
     only: dict[str, list[int]] = field(default_factory=dict)  # points it holds for, by prompt, output, tp or clients
     source: str = ""
 
@@ -347,7 +347,7 @@ def validate_serving(
 
 
 def summaries(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Return the error summaries of TPOT and TTFT."""
+    """Return the error summaries of TPOT and TTFT [-]."""
     return {name: error_summary(rows[f"{name}_predicted_s"], rows[f"{name}_s"]) for name in ("tpot", "ttft")}
 
 

@@ -68,8 +68,8 @@ class Prediction:
     """One row predicted."""
 
     line: int  # of the file
-    predicted: float
-    measured: float
+    predicted: float  # [that of the quantity]
+    measured: float  # [that of the quantity]
     basis: str  # what the prediction rests on
 
 
@@ -137,7 +137,7 @@ def _numbers(cells: pd.Series, column: str, rule: str, file: str) -> pd.Series:
 
 
 def row_tokens(row: pd.Series) -> tuple[float, str]:
-    """Return the mean tokens of a round, bonus token included, and "" or why the row does not tell.
+    """Return the mean tokens of a round [tokens], bonus token included, and "" or why the row does not tell.
 
     ``mean_accepted_len`` counts as stated by ``mal_def=`` in the notes (or ``incl_bonus``, ``block efficiency``); if
     the notes are silent, it must agree with gamma alpha in one of the two readings, which no other acceptance would.
@@ -168,13 +168,13 @@ def _tokens_by_fraction(row: pd.Series) -> float:
 
 
 def row_speedup(row: pd.Series) -> float:
-    """Return the measured speed-up: as stated, or the ratio of the two throughputs; not a number if neither is."""
+    """Return the measured speed-up: as stated, or the ratio of the two throughputs; nan if neither is [-]."""
     stated = float(row["speedup"])
     return stated if stated == stated else float(row["sd_tok_s"]) / float(row["baseline_tok_s"])
 
 
 def verify_width(row: pd.Series) -> float:
-    """Return the tokens of one sequence in the verify pass: gamma + 1 of a chain, the size of a tree if stated."""
+    """Return the tokens of one sequence in the verify pass: gamma + 1 of a chain, or the size of a tree [tokens]."""
     if "tree" not in str(row["method"]):
         return float(row["gamma"]) + 1
     notes = str(row["notes"])
@@ -206,7 +206,7 @@ def verify_ratio(row: pd.Series, verify: pd.DataFrame) -> float:
 
 
 def draft_passes(row: pd.Series) -> float:
-    """Return the draft's forward passes a round: gamma, a tree's depth (in the same column), or 1 for all at once."""
+    """Return the draft's forward passes a round: gamma, a tree's depth (same column), or 1 for all at once [-]."""
     return 1.0 if any(name in str(row["method"]) for name in AT_ONCE) else float(row["gamma"])
 
 

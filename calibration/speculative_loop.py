@@ -82,8 +82,8 @@ class CachedModel:
 class Clock:
     """Where the time of a run went, each call in the order of the loop [s]."""
 
-    draft: list[float]
-    target: list[float]
+    draft: list[float]  # [s]
+    target: list[float]  # [s]
 
     @classmethod
     def stopped(cls) -> Clock:
@@ -108,7 +108,7 @@ class Decoded:
 
     @property
     def tokens_per_round(self) -> float:
-        """Return what a round emits on average, the token of the target included, before the cut at the end."""
+        """Return what a round emits on average, the target's token included, before the cut at the end [tokens]."""
         return 1.0 + sum(self.accepted) / max(len(self.accepted), 1)
 
 
@@ -273,7 +273,7 @@ def overlap(target: TokenModel, draft: TokenModel, text: Sequence[int], temperat
 
 
 def kept_given_text(target: TokenModel, draft: TokenModel, text: Sequence[int], temperature: float) -> Array:
-    r"""Return the probability that the token at each place of a text was drafted and kept, given that it stands there.
+    r"""Return the probability that the token at each place of a text was drafted and kept, given that it is there [-].
 
     .. math:: r_i = \min(1, q(x_i) / p(x_i))
 
@@ -294,12 +294,17 @@ def kept_given_text(target: TokenModel, draft: TokenModel, text: Sequence[int], 
 
 
 def replayed(kept: Array, draft_length: int) -> float:
-    r"""Return the tokens per round along a text whose place i is kept with probability r_i, from its first place on.
+    r"""Return the tokens per round along a text whose place i is kept with probability r_i, from its first on [tokens].
 
     .. math:: \pi_{i + k + 1} \mathrel{+}= \pi_i\, r_i \cdots r_{i+k-1} (1 - r_{i+k}), \quad k < \gamma, \qquad
               \pi_{i + \gamma + 1} \mathrel{+}= \pi_i\, r_i \cdots r_{i+\gamma-1}
 
     with :math:`\pi_i` the probability that a round starts at place i: tokens over expected rounds.
+
+    Raises
+    ------
+    InputError
+        If the draft length is below 1, or the text no longer than it.
 
     Examples
     --------

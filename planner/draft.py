@@ -346,7 +346,7 @@ def _notes(at_edge: bool, ends: tuple[float, float], tags: dict[str, str]) -> li
 
 
 def nearest_models(size: float, ends: tuple[float, float], count: int = 3) -> list[tuple[str, float]]:
-    """Return (name, parameters) of the catalog's models nearest in size among those inside ``ends``, nearest first.
+    """Return (name, parameters [-]) of the catalog's models nearest in size inside ``ends``, nearest first.
 
     Examples
     --------

@@ -111,7 +111,13 @@ def _stretched(load: Array) -> Array:
 
 
 def tables(search: Search, rules: Sequence[Rule]) -> Tables:
-    """Return the tables of a search's services, at the capacities it knows now, and of these rules."""
+    """Return the tables of a search's services, at the capacities it knows now, and of these rules.
+
+    Raises
+    ------
+    InputError
+        If there is no rule or no service.
+    """
     problem, space = search.problem, search.space
     services = [s for of_tier in space.services for s in of_tier]
     require(bool(services) and bool(rules), "rules", "must hold a rule, and the space a service", len(rules))
@@ -148,7 +154,13 @@ def tables(search: Search, rules: Sequence[Rule]) -> Tables:
 
 
 def with_rules(tables: Tables, rules: Sequence[Rule]) -> Tables:
-    """Return the tables of the same services with other rules."""
+    """Return the tables of the same services with other rules.
+
+    Raises
+    ------
+    InputError
+        If there is no rule.
+    """
     require(bool(rules), "rules", "must hold a rule", len(rules))
     return replace(tables, visits=_visits(rules, tables.tiers), quality=np.array([r.quality for r in rules]))
 
@@ -338,7 +350,7 @@ class Optimum:
 
 
 def worth(figures: Figures, objective: Objective | None) -> Array:
-    """Return what is to be made small, (N,): cost, cost less the worth of answers, or minus the quality."""
+    """Return what is to be made small, (N,): cost, cost less the worth of answers [USD], or minus the quality [-]."""
     quality = np.nan_to_num(figures.quality)
     if objective is not None and objective.lambda_usd is not None:
         return figures.cost - objective.lambda_usd * quality

@@ -129,7 +129,13 @@ def _inside(problem: Problem, records: ClusterRecords, kept: NDArray[np.intp]) -
 
 
 def measured(problem: Problem, records: ClusterRecords) -> NDArray[np.intp]:
-    """Return the requests that count: served, and past the warm-up of an open loop."""
+    """Return the requests that count: served, and past the warm-up of an open loop.
+
+    Raises
+    ------
+    InputError
+        If every request was refused.
+    """
     served = np.flatnonzero(~records.refused)
     require(served.size > 0, "kv_tokens", "must hold at least one request; every request was refused", 0)
     e2e = (records.completion - records.arrival)[served]

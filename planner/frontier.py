@@ -49,7 +49,7 @@ def slope(low: Candidate, high: Candidate) -> float:
 
 
 def lambda_of(candidate: Candidate, vertices: list[PlanVertex]) -> tuple[float, float] | None:
-    """Return the lambdas at which ``candidate`` is best of all plans; None if it is best at none."""
+    """Return the lambdas at which ``candidate`` is best of all; None if at none [USD per correct answer]."""
     for vertex in vertices:
         same_cost = math.isclose(vertex.candidate.cost, candidate.cost, rel_tol=1e-9)
         if same_cost and vertex.candidate.rule.quality <= candidate.rule.quality + 1e-9:

@@ -32,7 +32,7 @@ class DraftModel:
 
     @property
     def law(self) -> float | LengthLaw:
-        """How many drafted tokens are accepted: alpha_iid, or the law by position."""
+        """How many drafted tokens are accepted: alpha_iid [-], or the law by position."""
         return self.acceptance.value if self.by_position is None else self.by_position
 
 
@@ -69,6 +69,11 @@ def round_time(
     r"""Return the time of a round, :math:`T_{round} = \gamma\, T_D(n, S) + T_V(n, S, \gamma + 1)` [s].
 
     All array arguments broadcast; ``length`` 0 is plain decoding. Without a draft every length must be 0.
+
+    Raises
+    ------
+    InputError
+        If a length above 0 comes without a draft.
     """
     verify = verify_step(deployment, profile, length, batch, context).total
     if draft is None:
@@ -80,7 +85,13 @@ def round_time(
 def predict(
     deployment: Deployment, profile: Profile, draft: DraftModel | None, batch: int, context: float, level: float = 0.9
 ) -> dict[str, Any]:
-    """Return the figures of ``tierwise predict`` at one batch and context: see the README for the keys and units."""
+    """Return the figures of ``tierwise predict`` at one batch and context: see the README for the keys and units.
+
+    Raises
+    ------
+    InputError
+        If the batch is below 1, or the context longer than the model's.
+    """
     require(batch >= 1, "batch", "must be at least 1 [sequences]", batch)
     require(
         0 <= context <= deployment.model.max_context,
@@ -179,7 +190,7 @@ def _row(
 def time_spread(
     deployment: Deployment, profile: Profile, draft: DraftModel, gamma: Array, n: Array, s: Array, level: float
 ) -> float:
-    """Half width of ln(speed-up) from step times, taken as independent: errors they share cancel in the ratio."""
+    """Half width of ln(speed-up) from step times, taken as independent: errors they share cancel [-]."""
     d = deployment
     target, verify = (_half_width(_interval(d, profile, g, n, s, level)) for g in (np.asarray(0.0), gamma))
     work = Pass(n, 1.0, s)

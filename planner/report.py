@@ -88,7 +88,13 @@ def _of(content: bytes) -> Callable[[Path], object]:
 
 
 def write_files(folder: Path, writers: dict[str, Callable[[Path], object]]) -> list[Path]:
-    """Write all files beside their places, then move them in: an interrupt leaves none half written."""
+    """Write all files beside their places, then move them in: an interrupt leaves none half written.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as part:

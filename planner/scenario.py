@@ -82,7 +82,7 @@ class Engine(_Strict):
 class Arrivals(_Strict):
     """When requests come."""
 
-    kind: Literal["poisson", "gamma", "weibull", "piecewise"] = "poisson"
+    kind: Literal["poisson", "gamma", "weibull", "piecewise"] = Field("poisson", description="law of the gaps")
     cv: Annotated[float, Field(ge=0)] | None = Field(
         None, description="coefficient of variation of the gaps between arrivals, kinds gamma and weibull [-]"
     )
@@ -136,8 +136,8 @@ class Traffic(_Strict):
     arrivals: Arrivals | None = Field(
         None, description="when requests come; by default at the times of the trace, or as a Poisson process"
     )
-    prompt_tokens: Lengths | None = None
-    output_tokens: Lengths | None = None
+    prompt_tokens: Lengths | None = Field(None, description="law of prompt lengths, without a trace")
+    output_tokens: Lengths | None = Field(None, description="law of output lengths, without a trace")
     trace: str | None = Field(None, description="file of requests, relative to the scenario's folder")
     format: str | None = Field(None, description="format of the trace; found from its content by default")
     characters_per_token: Positive | None = Field(
@@ -159,7 +159,7 @@ class Traffic(_Strict):
     think_time_s: Annotated[float, Field(ge=0)] = Field(
         0.0, description="closed loop: pause before the next request, its mean if exponential [s]"
     )
-    think_time_law: Literal["constant", "exponential"] = "constant"
+    think_time_law: Literal["constant", "exponential"] = Field("constant", description="closed loop: law of that pause")
     start_over_s: Annotated[float, Field(ge=0)] = Field(
         0.0, description="closed loop: time over which clients start, evenly; 0: all at once [s]"
     )
@@ -188,7 +188,7 @@ class Traffic(_Strict):
 class DraftChoice(_Strict):
     """A draft model a tier may use, with its acceptance: given with its source, or from the acceptance law."""
 
-    model: str
+    model: str = Field(description="model of the catalog, or a path to a config.json or its folder")
     acceptance: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="alpha_iid [-]")
     acceptance_interval: tuple[Share, Share] | None = Field(None, description="90 % interval of alpha_iid [-]")
     acceptance_by_position: Annotated[list[Share], Field(min_length=1, max_length=16)] | None = Field(
@@ -221,24 +221,24 @@ class DraftChoice(_Strict):
 class TierChoice(_Strict):
     """A model that may serve as a tier and the ways it may be deployed. Tiers are listed from cheap to dear."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="name of the tier, as used in `deployment` and in results")
     model: str = Field(description="model of the catalog, or a path to a config.json or its folder")
     tp: list[Count] = Field(default=[1, 2, 4, 8], min_length=1, description="tensor-parallel degrees allowed [GPUs]")
     max_num_seqs: list[Count] = Field([], description="batch limits tried; the engine's by default [sequences]")
-    precision: Precision = "bf16"
-    kv_precision: Precision = "bf16"
+    precision: Precision = Field("bf16", description="number format of weights and operations")
+    kv_precision: Precision = Field("bf16", description="number format of the KV cache")
     drafts: list[DraftChoice] = Field(default=[], description="drafts allowed besides none")
 
 
 class Signal(_Strict):
     """What is seen after a tier has answered: a confidence score, a verifier's verdict, or nothing."""
 
-    kind: Literal["confidence", "verifier", "none"]
+    kind: Literal["confidence", "verifier", "none"] = Field(description="kind of what is seen")
     auroc: list[Annotated[float, Field(ge=0.5, le=1)]] | None = Field(None, description="per tier, kind confidence [-]")
     levels: Annotated[int, Field(ge=2, le=32)] = Field(6, description="bins of the confidence [-]")
     sensitivity: Share | None = Field(None, description="P(accept | right), kind verifier [-]")
     false_accept: Share | None = Field(None, description="P(accept | wrong), kind verifier [-]")
-    source: str
+    source: str = Field(description="place where these numbers are from")
 
     @model_validator(mode="after")
     def _complete(self) -> Signal:
@@ -256,7 +256,7 @@ class Quality(_Strict):
         description="weight of each pattern: one digit per tier in order, 1 right, 0 wrong; counts or probabilities"
     )
     signal: Signal
-    source: str
+    source: str = Field(description="place where the outcomes are from")
 
 
 class Slo(_Strict):
@@ -288,10 +288,10 @@ class Objective(_Strict):
 class TierDeployment(_Strict):
     """One tier as deployed, for `simulate`."""
 
-    tier: str
+    tier: str = Field(description="name of one of `tiers`")
     accelerator: str | None = Field(None, description="pool of the fleet it runs on; the first by default")
-    tp: Count
-    replicas: Count = 1
+    tp: Count = Field(description="tensor-parallel degree [GPUs]")
+    replicas: Count = Field(1, description="groups of GPUs that serve this tier [-]")
     draft: str | None = Field(None, description="model of one of the tier's drafts; none: plain decoding")
     draft_length: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = Field(
         "auto", description="gamma [tokens]; auto: the best for each batch size"
@@ -318,7 +318,7 @@ class Loading(_Strict):
 class DeploymentChoice(_Strict):
     """A fixed deployment to simulate instead of planning one."""
 
-    tiers: list[TierDeployment] = Field(min_length=1)
+    tiers: list[TierDeployment] = Field(min_length=1, description="tiers that are deployed, in the order they answer")
     lambda_usd: Positive | None = Field(None, description="the stop rule's worth of a correct answer [USD]")
     loading: Loading | None = Field(None, description="load time of the models; none: they are loaded at time 0")
 
@@ -334,14 +334,14 @@ class Search(_Strict):
 
     trials: Annotated[int, Field(ge=0)] = Field(32, description="Optuna trials after the enumeration [-]")
     shortlist: Count = Field(4, description="plans verified by simulation [-]")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of every random draw [-]")
 
 
 class Scenario(_Strict):
     """A question to the planner."""
 
-    name: str = Field(min_length=1)
-    description: str = ""
+    name: str = Field(min_length=1, description="name of the scenario, as printed in results")
+    description: str = Field("", description="text for people")
     fleet: Annotated[
         Annotated[Fleet, Tag("one-pool")]
         | Annotated[list[Fleet], Field(min_length=1, max_length=4), Tag("list[pool]")],
@@ -349,11 +349,13 @@ class Scenario(_Strict):
     ] = Field(description="GPUs of one kind, or a list of pools of different kinds")
     engine: Engine = Engine()
     traffic: Traffic
-    tiers: list[TierChoice] = Field(min_length=1, max_length=4)
+    tiers: list[TierChoice] = Field(
+        min_length=1, max_length=4, description="models that may answer, from cheap to dear"
+    )
     quality: Quality | None = Field(None, description="required with more than one tier")
     slo: Slo = Slo()
     objective: Objective | None = Field(None, description="required to plan")
-    deployment: DeploymentChoice | None = None
+    deployment: DeploymentChoice | None = Field(None, description="fixed deployment to simulate, instead of a plan")
     search: Search = Search()
 
     @property
@@ -396,6 +398,11 @@ def shipped_scenarios() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of scenario files, for editors and for the reference in the docs."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Scenario.model_json_schema()}
+
+
 def load_scenario(source: str | Path = SHIPPED, overrides: Sequence[str] = ()) -> tuple[Scenario, Path]:
     """Return the scenario of a shipped name or a YAML file, and the folder its relative paths start from.
 
@@ -426,7 +433,13 @@ def load_scenario(source: str | Path = SHIPPED, overrides: Sequence[str] = ()) -
 
 
 def parse_scenario(data: Mapping[str, Any]) -> Scenario:
-    """Return the checked scenario of a mapping; refuse with path, rule, value and way out."""
+    """Return the checked scenario of a mapping; refuse with path, rule, value and way out.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown or missing, or a value breaks its rule.
+    """
     try:
         return Scenario.model_validate(data)
     except ValidationError as error:

@@ -185,7 +185,7 @@ class Search:
         return Group(tier, self.space.services[tier][best], count, rate / count)
 
     def capacities(self) -> Array:
-        """Return what a replica of each service bears, as far as is known, the services of all tiers in one row."""
+        """Return what a replica of each service bears, as far as known, all tiers' services in one row [requests/s]."""
         return np.concatenate(self._capacity)
 
     def at_capacity(self, candidate: Candidate, lam: float) -> LoadPlan | None:
@@ -326,7 +326,7 @@ def quality_floor(problem: Problem) -> float | None:
 
 
 def order(objective: Objective | None, floor: float | None, candidate: Candidate) -> tuple[float, ...]:
-    """Return what sorts candidates, best first: unmet constraint, then the objective, then the rest."""
+    """Return what sorts candidates, best first: unmet constraint [-], then the objective, then the rest."""
     q = 0.0 if math.isnan(candidate.rule.quality) else candidate.rule.quality
     cost = candidate.cost
     if objective is not None and objective.lambda_usd is not None:

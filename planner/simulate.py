@@ -299,7 +299,15 @@ def analytic_candidate(problem: Problem) -> Candidate:
 
 
 def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
-    """Return the plan that a scenario's deployment describes."""
+    """Return the plan that a scenario's deployment describes.
+
+    Raises
+    ------
+    InputError
+        If a tier is named twice or unknown, or a draft or pool is.
+    InfeasibleError
+        If the deployment needs more GPUs than there are, or does not fit in memory.
+    """
     load = Load.of(problem.workload)
     names = [t.name for t in problem.scenario.tiers]
     chosen = sorted(choice.tiers, key=lambda t: names.index(t.tier))

@@ -88,7 +88,7 @@ def _flow(events: Array, edges: Array) -> Array:
 
 
 def rolling_quantiles(at: Array, values: Array) -> tuple[Array, Array]:
-    """Return the mean time and the quantiles of windows of consecutive values; none where there are under ``LEAST``.
+    """Return mean time [s] and quantiles of windows of consecutive values; none where there are under ``LEAST``.
 
     Examples
     --------

@@ -216,7 +216,13 @@ class StepTable:
         return np.interp(tokens, grid, times) + last * np.maximum(tokens - grid[-1], 0.0)
 
     def row(self, draft_length: int) -> int:
-        """Return the row of ``draft_length``; refuse one that is not tabled."""
+        """Return the row of ``draft_length``; refuse one that is not tabled.
+
+        Raises
+        ------
+        InputError
+            If that draft length is not tabled.
+        """
         hit = np.flatnonzero(self.draft_lengths == draft_length)
         if hit.size == 0:
             refuse("draft_length", f"must be one of {self.draft_lengths.tolist()} [tokens]", draft_length)
@@ -365,14 +371,14 @@ def simulate_together(
     by the first ``ROUTINGS`` in turn or by a draw, by the last to one with the fewest requests that it was given and
     has not completed, the first such in the order of ``ready_s``. What completes at that very time is complete.
 
+    Others as :func:`simulate`, ``seed`` also of random routing.
+
     Parameters
     ----------
     ready_s : array
         When each replica is ready, not falling [s].
     routing : str
         One of ``ROUTINGS``.
-
-    Others as :func:`simulate`, ``seed`` also of random routing.
 
     Returns
     -------
@@ -410,12 +416,18 @@ def simulate_together(
 
 
 def draws(routing: Routing, count: int, seed: int) -> FloatArray:
-    """Return what random routing decides by, one number in [0, 1) an arrival; nothing for the others."""
+    """Return what random routing decides by, one number in [0, 1) an arrival; nothing for the others [-]."""
     return np.random.default_rng(seed).random(count if routing == "random" else 0)
 
 
 def ready_times(ready_s: float | FloatArray, replicas: int) -> FloatArray:
-    """Return when each replica is ready, earliest first; one number stands for all [s]."""
+    """Return when each replica is ready, earliest first; one number stands for all [s].
+
+    Raises
+    ------
+    InputError
+        If the times are not one or one a replica, or one is negative or not finite.
+    """
     given = np.atleast_1d(np.asarray(ready_s, dtype=np.float64))
     require(
         given.shape in ((1,), (replicas,)),
@@ -478,6 +490,11 @@ def is_compiled() -> bool:
 
 def draft_rows(schedule: int | Sequence[int] | IntArray, table: StepTable, limits: Limits) -> IntArray:
     """Return the table row used with n = 0..max_num_seqs decoding sequences, the token budget heeded.
+
+    Raises
+    ------
+    InputError
+        If the schedule is neither one length nor one for each n, or the budget holds no tabled length.
 
     Examples
     --------

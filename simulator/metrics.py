@@ -33,7 +33,7 @@ PROBABILITIES = (0.5, 0.9, 0.95, 0.99)  # of the percentiles reported [-]
 
 
 class Estimate(NamedTuple):
-    """A figure and its interval; an end the data cannot bound is infinite."""
+    """A figure and its interval; an end the data cannot bound is infinite [that of the figure]."""
 
     value: float
     low: float
@@ -42,7 +42,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The distribution of a time over requests, in its own unit."""
+    """The distribution of a figure over requests [that of the figure]."""
 
     mean: Estimate
     p50: Estimate
@@ -78,8 +78,8 @@ class Metrics:
     tpot_s: Summary  # over the tokens after the first; requests of one token have none [s/token]
     e2e_s: Summary
     user_speed: Summary  # (tokens - 1) / (E2E - TTFT) [token/s]
-    requests_per_s: Estimate  # completions in the measured span
-    tokens_per_s: Estimate  # output tokens of those requests
+    requests_per_s: Estimate  # completions in the measured span [request/s]
+    tokens_per_s: Estimate  # output tokens of those requests [token/s]
     good: Estimate  # share of requests that keep the SLO; a refused request does not [-]
     goodput: Estimate  # good requests [request/s]
     batch: Estimate  # decoding sequences of a replica, time average over the measured span [-]
@@ -285,7 +285,7 @@ def utilisation(records: Records, edges: Array) -> Estimate:
 
 
 def present(begin: Array, end: Array, edges: Array, weight: Array | None = None) -> Array:
-    r"""Return the mean number present in each slice of time, where i is present from begin to end; nan never is.
+    r"""Return the mean number present in each slice of time, i present from begin to end, nan never [-].
 
     .. math:: \frac{1}{t_{j+1} - t_j} \int_{t_j}^{t_{j+1}} \sum_i w_i 1(b_i \le t < e_i)\,dt
 
@@ -311,13 +311,13 @@ def _area(events: Array, weight: Array, at: Array) -> Array:
 
 
 def rates(events: Array, edges: Array) -> Array:
-    """Return events per second in each slice of time; what is nan did not happen."""
+    """Return events per second in each slice of time; what is nan did not happen [1/s]."""
     counts = np.diff(np.searchsorted(np.sort(events[np.isfinite(events)]), edges, side="right"))
     return np.asarray(counts / np.diff(edges))
 
 
 def time_mean(levels: Array, requests: int) -> Estimate:
-    """Return the mean over equal slices of time; without an interval where there is not a request a slice."""
+    """Return the mean over equal slices of time; no interval without a request a slice [that of them]."""
     estimate = mean_interval(levels)
     return estimate if requests >= levels.size else without_interval(estimate)
 
@@ -360,17 +360,17 @@ UNMEASURED = Metrics(
 
 
 def without_interval(estimate: Estimate) -> Estimate:
-    """Return the value with nothing known about how far it is off."""
+    """Return the value with nothing known about how far it is off [its own]."""
     return Estimate(estimate.value, -math.inf, math.inf)
 
 
 def scaled(estimate: Estimate, factor: float) -> Estimate:
-    """Return an estimate times a number of at least 0."""
+    """Return an estimate times a number of at least 0 [of the product]."""
     return Estimate(*(factor * x for x in estimate))
 
 
 def product(a: Estimate, b: Estimate) -> Estimate:
-    """Return the product of two estimates of at least 0; its ends are those of the ends: it covers more than each."""
+    """Return the product of two estimates of at least 0, of their ends its ends: it covers more [of the product]."""
     low = max(a.low, 0.0) * max(b.low, 0.0)
     return Estimate(a.value * b.value, low, a.high * b.high)
 
@@ -410,7 +410,7 @@ def replicated_summary(runs: Sequence[Summary]) -> Summary:
 
 
 def ratio_interval(numerator: ArrayLike, denominator: ArrayLike) -> Estimate:
-    r"""Return a ratio of sums, :math:`r = \sum y / \sum x`, and its interval; nan if nothing is below the line.
+    r"""Return a ratio of sums, :math:`r = \sum y / \sum x`, and its interval; nan if x is all 0 [of y / x].
 
     The half width is that of the mean of :math:`(y - r x) / \bar x` (delta method: Cochran 1977, Sampling Techniques,
     equation 6.12).
@@ -429,7 +429,7 @@ def ratio_interval(numerator: ArrayLike, denominator: ArrayLike) -> Estimate:
 
 
 def mean_interval(values: ArrayLike, level: float = LEVEL) -> Estimate:
-    r"""Return the mean of a correlated series and its interval by batch means.
+    r"""Return the mean of a correlated series and its interval by batch means [that of the values].
 
     .. math:: \bar x \pm t_{b-1}\, \frac{s_b}{\sqrt b} \sqrt{\frac{1 + \rho}{1 - \rho}}
 
@@ -479,13 +479,13 @@ def share_interval(hits: ArrayLike) -> Estimate:
 
 
 def as_share(estimate: Estimate) -> Estimate:
-    """Return an estimate with its interval cut to [0, 1]; where nothing is known of it, nothing is."""
+    """Return an estimate with its interval cut to [0, 1]; where nothing is known of it, nothing is [-]."""
     value, low, high = estimate
     return Estimate(value, max(low, 0.0), min(high, 1.0)) if math.isfinite(high - low) else estimate
 
 
 def quantile_interval(values: ArrayLike, probability: float, level: float = LEVEL) -> Estimate:
-    r"""Return a quantile of a correlated series and its interval from the order statistics.
+    r"""Return a quantile of a correlated series and its interval from order statistics [that of the values].
 
     The share of values up to the estimate is itself a mean, of indicators in the order of arrival; its half width h by
     batch means carries their correlation. The interval is the quantiles at :math:`p \pm h`. Where p + h passes 1 the

@@ -99,7 +99,13 @@ class Workload:
 
     @property
     def rate(self) -> float:
-        """Mean arrival rate of an open loop, (n - 1) / (last - first) [request/s]."""
+        """Mean arrival rate of an open loop, (n - 1) / (last - first) [request/s].
+
+        Raises
+        ------
+        InputError
+            If the loop is closed, or all requests arrive at once.
+        """
         require(self.clients == 0, "rate", "is given by the system in a closed loop, not by the workload", self.clients)
         span = float(self.arrival[-1] - self.arrival[0])
         require(span > 0, "rate", "needs at least two different arrival times [s]", span)

@@ -16,7 +16,7 @@ SHELL = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for l
 
 
 def test_outputs_are_what_the_commands_print() -> None:
-    command = [sys.executable, str(ROOT / "studies" / "readme.py"), "--check"]
+    command = [sys.executable, str(ROOT / "docs" / "tools" / "printed.py"), "--check", str(ROOT / "README.md")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 

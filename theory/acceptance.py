@@ -56,12 +56,12 @@ class QualityLaw:
 
     @staticmethod
     def link(acceptance: Array) -> Array:
-        """Return g(alpha)."""
+        """Return g(alpha) [-]."""
         return acceptance
 
     @staticmethod
     def unlink(value: Array) -> Array:
-        """Return alpha from g(alpha)."""
+        """Return alpha from g(alpha) [-]."""
         return value
 
 
@@ -92,12 +92,12 @@ class LogLossLaw(QualityLaw):
 
     @staticmethod
     def link(acceptance: Array) -> Array:
-        """Return ln(alpha)."""
+        """Return ln(alpha) [-]."""
         return np.asarray(np.log(acceptance))
 
     @staticmethod
     def unlink(value: Array) -> Array:
-        """Return alpha from its logarithm."""
+        """Return alpha from its logarithm [-]."""
         return np.asarray(np.exp(value))
 
 
@@ -109,12 +109,12 @@ class LogitLossLaw(QualityLaw):
 
     @staticmethod
     def link(acceptance: Array) -> Array:
-        """Return the log-odds."""
+        """Return the log-odds [-]."""
         return np.asarray(logit(acceptance))
 
     @staticmethod
     def unlink(value: Array) -> Array:
-        """Return alpha from its log-odds."""
+        """Return alpha from its log-odds [-]."""
         return np.asarray(expit(value))
 
 
@@ -215,6 +215,10 @@ def fit_law(
     ------
     InputError
         If there are fewer than five pairs, an acceptance is outside (0, 1), or the pairs do not determine the law.
+
+    Source
+    ------
+    Ordinary least squares; the residual with n - 3 degrees of freedom.
     """
     x, y, a = (np.asarray(v, dtype=float) for v in (draft_loss, target_loss, acceptance))
     require(len(a) >= 5, "acceptance", "must hold at least five pairs [-]", len(a), "Three numbers are fitted.")
@@ -247,8 +251,8 @@ class Acceptance:
     """An acceptance with its interval and where it comes from."""
 
     value: float  # alpha_iid [-]
-    low: float
-    high: float
+    low: float  # [-]
+    high: float  # [-]
     provenance: str  # measured, fitted, published, extrapolated or assumed
     source: str
 
@@ -308,6 +312,10 @@ def acceptance_band(
     ------
     InputError
         If the level is outside (0, 1).
+
+    Source
+    ------
+    Derivation: the law's own spread, normal, cut to [0, 1].
     """
     require(0 < level < 1, "level", "must lie inside (0, 1) [-]", level, "It is a coverage: pass 0.9, not 90.")
     mean = law.mean(draft_loss, target_loss)
@@ -328,8 +336,8 @@ class LogLinearLaw:
     slope: float  # k [-]
     intercept: float  # b [-]
     residual: float  # standard deviation of alpha about the law [-]
-    low: float  # smallest x it was fitted on
-    high: float  # largest x it was fitted on
+    low: float  # smallest x it was fitted on [that of x]
+    high: float  # largest x it was fitted on [that of x]
     source: str
 
     def __post_init__(self) -> None:
@@ -658,6 +666,12 @@ def from_tokens_per_round(tokens: float, length: int) -> float:
 
 
 def to_fraction(acceptance: ArrayLike, length: int) -> NDArray[np.float64]:
-    r"""Return the accepted fraction :math:`(E[N] - 1) / \gamma` of an alpha_iid [-]; inverts :func:`from_fraction`."""
+    r"""Return the accepted fraction :math:`(E[N] - 1) / \gamma` of an alpha_iid [-]; inverts :func:`from_fraction`.
+
+    Raises
+    ------
+    InputError
+        If the length is below 1.
+    """
     require(length >= 1, "length", "must be at least 1 [tokens]", length)
     return np.asarray((tokens_per_round(acceptance, length) - 1) / length)

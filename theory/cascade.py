@@ -329,6 +329,10 @@ def evaluate(policy: Policy, outcomes: Outcomes, costs: ArrayLike) -> PolicyValu
     ------
     InputError
         If tiers or levels differ from the policy's, or the costs are refused (:func:`solve`).
+
+    Source
+    ------
+    Derivation: expectation over the rows, each state weighed by its probability.
     """
     require(outcomes.tiers == policy.tiers, "outcomes", f"must have the tiers {policy.tiers}", outcomes.tiers)
     require(outcomes.levels == policy.levels, "outcomes", f"must have {policy.levels} levels", outcomes.levels)
@@ -370,6 +374,11 @@ def execute(
     covariate : (n,) array of integers
         What is known of each request beforehand (:func:`theory.outcomes.draw_covariate`); a policy with more than one
         value of it cannot do without.
+
+    Raises
+    ------
+    InputError
+        If the levels are not of the policy's tiers, or the covariate not one value a request.
     """
     n, K = levels.shape
     require(len(policy.tiers) == K, "levels", f"must have {len(policy.tiers)} columns", levels.shape)
@@ -617,6 +626,10 @@ def oracle(outcomes: Outcomes, costs: ArrayLike, lam: float = math.inf) -> Point
     ------
     InputError
         If lambda is negative or not a number, or costs are refused (:func:`solve`).
+
+    Source
+    ------
+    Derivation: per pattern of right and wrong the cheapest right tier, where it is worth its cost.
     """
     require(lam >= 0, "lam", "must be at least 0 [cost unit per correct answer]", lam)
     spent = np.broadcast_to(_check_costs(outcomes, costs), outcomes.correct.shape)

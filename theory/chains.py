@@ -226,6 +226,11 @@ def buffered_time(tokens: int, acceptance: float, length: int, step: float, draf
     step, draft : float
         t_1 and t_2, one pass of the first and of the second draft [s].
 
+    Raises
+    ------
+    InputError
+        If ``tokens`` or ``length`` is no whole number of at least 0.
+
     Source
     ------
     Derivation (renewal equation), with P(N = j) of the capped geometric law.
@@ -255,11 +260,15 @@ def _buffer_times(tokens: int, acceptance: float, length: int, step: float, draf
 
 
 def buffered_speedup(first: Level, second: Level, verify: float, target: float) -> float:
-    r"""Return the speed-up when the sped-up first draft fills a buffer of ``first.passes`` tokens per target pass.
+    r"""Return the speed-up when the sped-up first draft fills a buffer of ``first.passes`` tokens a target pass [-].
 
     .. math:: S = \frac{E(a, g)\, T_T}{T_V + C(g)}
 
     ``second.passes`` is the most tokens the second draft proposes at a time.
+
+    Source
+    ------
+    Derivation: tokens of a round over its time, :func:`buffered_time` for the draft.
 
     Examples
     --------
@@ -420,6 +429,11 @@ def middle_tier(trio: Trio, longest: int = 12, rounds: int = 8) -> MiddleTier:
     -------
     MiddleTier
         ``gain`` is above 0 where the middle tier is worth having.
+
+    Raises
+    ------
+    InputError
+        If ``longest`` or ``rounds`` is below 1.
 
     Source
     ------

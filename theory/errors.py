@@ -16,6 +16,11 @@ class InfeasibleError(Exception):
 def refuse(name: str, rule: str, value: object, way_out: str = "") -> NoReturn:
     """Raise :class:`InputError` with the message ``\\`name\\` rule; got value. way out``.
 
+    Raises
+    ------
+    InputError
+        Always.
+
     Examples
     --------
     >>> refuse("acceptance", "must lie in [0, 1] [-]", 80, "Pass 0.8, not 80.")
@@ -30,6 +35,12 @@ def refuse(name: str, rule: str, value: object, way_out: str = "") -> NoReturn:
 
 
 def require(ok: bool, name: str, rule: str, value: object, way_out: str = "") -> None:
-    """Refuse ``value`` unless ``ok``; see :func:`refuse`."""
+    """Refuse ``value`` unless ``ok``; see :func:`refuse`.
+
+    Raises
+    ------
+    InputError
+        If not ``ok``.
+    """
     if not ok:
         refuse(name, rule, value, way_out)

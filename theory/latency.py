@@ -109,12 +109,12 @@ class Pass:
 class StepTime:
     """The parts of a step time, arrays of one common shape [s]."""
 
-    weights: Array  # matrix products: what streaming the weights explains
-    compute: Array  # matrix products: what comes on top of that
-    attention: Array  # reading the KV cache and attending to it
-    elementwise: Array  # norms, rotary positions, activation, residual addition
-    communication: Array  # all-reduces between tensor-parallel GPUs
-    overhead: Array  # the engine: host time and launches that kernels do not hide
+    weights: Array  # matrix products: what streaming the weights explains [s]
+    compute: Array  # matrix products: what comes on top of that [s]
+    attention: Array  # reading the KV cache and attending to it [s]
+    elementwise: Array  # norms, rotary positions, activation, residual addition [s]
+    communication: Array  # all-reduces between tensor-parallel GPUs [s]
+    overhead: Array  # the engine: host time and launches that kernels do not hide [s]
 
     @property
     def total(self) -> Array:
@@ -271,8 +271,8 @@ PARTS = ("gemm", "attention", "elementwise", "communication")  # what has a resi
 class Call:
     """A matrix of the model on one GPU as arrays over the tensor-parallel degrees: (m x k) (k x n), ``calls`` times."""
 
-    n: Array
-    k: Array
+    n: Array  # columns [-]
+    k: Array  # inner width [-]
     calls: int
     precision: Precision
     boost: float  # relative rate [-]
@@ -307,6 +307,10 @@ def step_time(
     ------
     InputError
         If a degree does not split the model, or a precision is unknown.
+
+    Source
+    ------
+    Derivation: kernels follow each other, so their times add; each part has its own source.
 
     Examples
     --------
@@ -428,6 +432,11 @@ def verify_knee(
 
     Both passes carry the same number of sequences at the same ``context``; the answer is infinite if it does not
     happen up to ``limit`` tokens, and counts in steps of one sequence.
+
+    Raises
+    ------
+    InputError
+        If ``query`` is not above 1, or ``extra`` not above 0.
 
     Examples
     --------
@@ -705,6 +714,10 @@ def prefill_attention_time(
 
     with B the bytes of queries, keys, values (written and read again) and outputs, and A_longest the FLOPs of the
     thread block of the last 128 rows, which nothing overlaps.
+
+    Source
+    ------
+    Derivation from the blocks of FlashAttention-2, Dao (2023), arXiv:2307.08691; parameters fitted.
     """
     p_all, c, n, h, hk = (np.asarray(x, float) for x in (tokens, cached, prompts, heads, kv_heads))
     e = efficiency
@@ -746,6 +759,10 @@ def elementwise_time(model: Transformer, accelerator: Accelerator, efficiency: E
     with w the numbers of a token's row and c how often a number crosses the memory bus: a norm reads twice and writes
     once, an addition reads two rows and writes one (the second addition of a layer is part of a norm); h bytes are
     found in the last-level cache, where the kernel before left them.
+
+    Source
+    ------
+    Derivation: bytes over bandwidth, from memory or from the cache; parameters fitted.
     """
     e, d, h = efficiency, float(model.hidden), model.head_dim
     rotary = (model.heads / t + np.maximum(1.0, model.kv_heads / t)) * h
@@ -811,6 +828,11 @@ def overhead_time(layers: int, work: Pass, kernels: Array, efficiency: Efficienc
 
     Kernels of one CUDA graph still follow each other with gaps that their own times do not hold. An eager engine that
     launches a layer slower than the GPU computes it waits for the host; CUDA graphs do not.
+
+    Source
+    ------
+    Derivation: host and GPU work side by side and the slower one is waited for; values fitted, engine by
+    engine.
     """
     sequences = np.asarray(work.sequences, float) + work.prompts
     waits = np.maximum(0.0, layers * efficiency.eager_layer - kernels)

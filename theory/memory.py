@@ -142,6 +142,10 @@ def kv_capacity_tokens(deployment: Deployment, draft: Transformer | None = None,
     with block size :math:`B`, free bytes :math:`F` of :func:`free_for_kv` and :math:`\kappa` of :func:`kv_per_gpu`.
     Look-ahead slots belong to the sequences, not to the capacity: see :func:`largest_batch`.
 
+    Source
+    ------
+    Derivation; the share of memory that may be used and the blocks are vLLM's.
+
     Examples
     --------
     >>> from theory.catalog import accelerator, model
@@ -184,6 +188,10 @@ def largest_batch(
     ------
     InputError
         If the tokens are not finite and positive or the look-ahead is negative.
+
+    Source
+    ------
+    Derivation: whole blocks of each sequence at its longest, within :func:`kv_capacity_tokens`.
 
     Examples
     --------

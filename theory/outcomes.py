@@ -82,6 +82,10 @@ class Outcomes:
         .. math:: J_0(l) = \sum_r w_r \prod_k P(l_k \mid r), \qquad J_k(l) = \sum_r w_r q_{rk} \prod_k P(l_k \mid r)
 
         Its sum over the axes of tiers not run is the unnormalised belief after the tiers that were.
+
+        Source
+        ------
+        Derivation: product of row weight and the law of the signals given the row.
         """
         return expected_by_signal(self, np.column_stack([np.ones_like(self.weight), self.correct]))
 
@@ -108,7 +112,7 @@ class Outcomes:
 
 
 def expected_by_signal(outcomes: Outcomes, values: Array) -> Array:
-    r"""Return :math:`\sum_r w_r v_{rm} P(x \mid r) \prod_k P(l_k \mid r)` for each x and l, (m, X, L, ..., L).
+    r"""Return :math:`\sum_r w_r v_{rm} P(x \mid r) \prod_k P(l_k \mid r)` at x and l, (m, X, L, ..., L) [that of v].
 
     Parameters
     ----------
@@ -389,6 +393,10 @@ def by_covariate(tables: Sequence[Outcomes], share: Sequence[float]) -> Outcomes
     ------
     InputError
         If there is no table, tiers or levels differ, or shares are no probabilities.
+
+    Source
+    ------
+    Derivation: law of total probability.
 
     Examples
     --------

@@ -493,6 +493,10 @@ def ttft_quantile(state: Occupancy, probability: float) -> Array:
     InputError
         If the probability is not inside (0, 1).
 
+    Source
+    ------
+    Derivation: mixture over what an arrival finds; the shapes within a case are assumed.
+
     Examples
     --------
     >>> state = occupancy(5.0, 100, np.full(64, 0.01), prefill_time=0.005, prefill_steps=1)
@@ -579,6 +583,10 @@ def by_round(pi: ArrayLike, round_time: ArrayLike) -> Array:
     .. math:: q(k) \propto \pi(k) / T(k)
 
     because pi weighs by time and a slow round counts once.
+
+    Source
+    ------
+    Derivation: rounds are counted, not timed, so a state weighs by its share of time over its round.
 
     Examples
     --------

@@ -75,6 +75,10 @@ def given(outcomes: Outcomes, category: ArrayLike) -> tuple[tuple[float, Outcome
     -------
     Category and signals are independent given the row: nothing where a row is a prompt.
 
+    Source
+    ------
+    Bayes' rule.
+
     Examples
     --------
     >>> from theory.outcomes import accuracy, from_patterns
@@ -193,6 +197,10 @@ def joint_frontier(classes: Sequence[RequestClass]) -> JointFrontier:
     ------
     InputError
         If the shares do not add up to 1.
+
+    Source
+    ------
+    Derivation: classes share one price, so frontiers add edge by edge in the order of their slopes.
     """
     _check(classes)
     used = [k for k, c in enumerate(classes) if c.share > 0 and c.worth > 0]

@@ -34,6 +34,11 @@ SMOOTH_WIDTHS = tuple(heads * size for heads, size in HEADS if heads <= 16 or si
 def depth(layer_parameters: float) -> float:
     r"""Return the usual number of layers for that many parameters in layers, :math:`L = 0.108\,P^{0.252}` [-].
 
+    Raises
+    ------
+    InputError
+        If the parameters are not above 0.
+
     Assumes
     -------
     What the catalog's models have in common; half of them have within 14 % of these layers. Families differ: GPT-2 XL

@@ -168,6 +168,10 @@ def variance_tokens(law: float | LengthLaw, length: int) -> float:
     r"""Return the variance of the tokens of a round for any law of accepted tokens [tokens^2].
 
     .. math:: \mathrm{Var}[N] = \sum_{i=0}^{\gamma} (2 i + 1) P(\text{accepted} \ge i) - E[N]^2
+
+    Source
+    ------
+    Derivation, as :func:`tokens_variance`.
     """
     survival = _survival(law, length)
     return float(((2 * np.arange(length + 1) + 1) * survival).sum() - survival.sum() ** 2)
@@ -303,6 +307,11 @@ def operations_factor(acceptance: ArrayLike, length: ArrayLike, operations_ratio
     operations_ratio : array_like
         Operations per token of the draft over those of the target, hat c [-].
 
+    Raises
+    ------
+    InputError
+        If the ratio is negative.
+
     Source
     ------
     Leviathan et al. (2023), theorem 3.11.
@@ -329,6 +338,11 @@ def throughput(tokens: ArrayLike, round_time: ArrayLike, batch: ArrayLike) -> Ar
         T_round at that batch [s].
     batch : array_like
         n [sequences].
+
+    Raises
+    ------
+    InputError
+        If a round time is not above 0.
 
     Examples
     --------
@@ -389,6 +403,11 @@ def paying_ranges(grid: ArrayLike, gain: ArrayLike) -> list[tuple[float, float |
         Batches or contexts, rising.
     gain : array_like
         Speed-up at the best draft length above 0 [-].
+
+    Raises
+    ------
+    InputError
+        If the grid does not rise.
 
     Examples
     --------

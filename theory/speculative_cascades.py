@@ -134,6 +134,10 @@ def acceptance(text: ArrayLike, q: ArrayLike) -> float:
     With :math:`\pi = (1 - \delta) q + \delta p` the rejection is :math:`\delta D_{TV}(p, q)`: only where it defers.
     Tokens per round follow from it as for lossless speculation (:func:`theory.speculation.tokens_per_round`).
 
+    Source
+    ------
+    Leviathan, Kalman & Matias (2023), arXiv:2211.17192, theorem 3.5.
+
     Examples
     --------
     >>> p, q = [[0.9, 0.1], [0.5, 0.5]], [[0.6, 0.4], [0.5, 0.5]]
@@ -160,6 +164,10 @@ def objective(p: ArrayLike, q: ArrayLike, alpha: float, deferred: NDArray[np.boo
     Assumes
     -------
     Calibrated laws, so that 1 - max is the error of the most likely token.
+
+    Source
+    ------
+    Narasimhan et al. (2025), arXiv:2405.19261, as summarised second-hand.
     """
     a, b = _laws(p, q)
     handed = 1.0 - a.max(axis=-1) + alpha * total_variation(a, b)
@@ -267,6 +275,10 @@ def prefix_law(accepted: ArrayLike) -> Array:
     accepted : (n,) array
         :math:`a_i`, acceptance of token i given that those before it stand [-].
 
+    Source
+    ------
+    Derivation: the agreed prefix ends at the first rejection.
+
     Examples
     --------
     >>> prefix_law([0.5, 0.5]).tolist()
@@ -359,6 +371,10 @@ def escalation_cost(cost: float, reuse: Reuse, decode_share: float) -> float:
     ------
     InputError
         If the cost is negative or the share no share.
+
+    Source
+    ------
+    Derivation: the share of the cost that decoding makes shrinks, the rest stays.
 
     Examples
     --------

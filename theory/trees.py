@@ -94,7 +94,7 @@ def node_probabilities(parents: Sequence[int], acceptance: ArrayLike) -> Array:
 
 
 def tree_tokens(parents: Sequence[int], acceptance: ArrayLike) -> float:
-    r"""Return the mean number of tokens a round with this tree emits, the bonus token included.
+    r"""Return the mean tokens a round with this tree emits, the bonus token included [tokens/round].
 
     .. math:: F(T) = \sum_{v \in T} f(v)
 
@@ -231,6 +231,11 @@ def best_tree_for(
 
 def geometric_vector(acceptance: float, width: int) -> Array:
     r"""Return :math:`p_k = \alpha (1 - \alpha)^{k-1}`, shape (width,) [-].
+
+    Raises
+    ------
+    InputError
+        If the acceptance is outside [0, 1] or the width below 1.
 
     Assumes
     -------

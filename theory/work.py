@@ -49,6 +49,10 @@ def parameters(model: Transformer) -> int:
     .. math:: P = V d_e (2 - \mathrm{tied}) + L\,[d\,(H + 2 H_{kv})\,h + H h d + (2 + \mathrm{gated})\, d f + \ldots]
 
     where the dots are biases and norms, all counted.
+
+    Source
+    ------
+    Derivation: sum over the tensors that a checkpoint stores.
     """
     d, h = model.hidden, model.head_dim
     qkv = (model.heads + 2 * model.kv_heads) * h

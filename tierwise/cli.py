@@ -144,13 +144,7 @@ def draft(
     output: OutputOption = None,
 ) -> None:
     """Best draft size, draft length and speed-up for a target that need not exist yet."""
-    from planner.draft import Hardware, Laws, Training, draft_plan, plot_draft
-    from theory.acceptance import acceptance_law as law_of_acceptance
-    from theory.catalog import accelerator as gpu_of
-    from theory.catalog import model
-    from theory.scaling import loss_law as law_of_loss
-
-    from . import show
+    from . import show, verbs
 
     require(cost in (None, "flops"), "cost", "must be flops, or left out with an accelerator given", cost)
     require(
@@ -160,24 +154,25 @@ def draft(
         cost,
         "Pass --cost flops, or --accelerator h100-sxm --tp 4.",
     )
-    hardware = None
-    if accelerator is not None:
-        from calibration.profiles import serving_profile
-
-        gpu = gpu_of(accelerator)
-        hardware = Hardware(
-            gpu,
-            serving_profile(gpu, profile),
-            tp=tp,
-            batches=tuple(batch or (1,)),
-            context=context,
-            precision=_precision(precision),
-            target=model(target) if target else None,
-            vocab=vocab,
-        )
-    laws = Laws(law_of_loss(loss_law), law_of_acceptance(acceptance_law), extrapolate=extrapolate)
-    result = draft_plan(Training(target_params, target_tokens, draft_tokens), hardware, laws)
+    result = verbs.draft(
+        target_params,
+        target_tokens,
+        draft_tokens,
+        accelerator=accelerator,
+        tp=tp,
+        batch=batch or (1,),
+        context=context,
+        target=target,
+        vocab=vocab,
+        loss_law=loss_law,
+        acceptance_law=acceptance_law,
+        extrapolate=extrapolate,
+        precision=_precision(precision),
+        profile=profile,
+    )
     if output is not None:
+        from planner.draft import plot_draft
+
         _folder(output)
         plot_draft(result, output / "draft.png")
     _emit(result, show.draft, format, output, "draft.json")
@@ -332,6 +327,14 @@ def _body(text: str) -> dict[str, Any]:
         body = None
     require(isinstance(body, dict), "body", "must be a JSON object", text, """Pass --body '{"ignore_eos": true}'.""")
     return dict(body)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of scenario files: editors check and complete a scenario with it."""
+    from planner.scenario import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
 
 
 validate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Hold predictions against measurements.")
@@ -625,32 +628,9 @@ def fit(
     format: FormatOption = Format.table,
 ) -> None:
     """Measured steps or kernels to an efficiency profile, with covariance, spread and the rows it saw."""
-    from calibration.fit import fit_device
-    from calibration.profiles import save_profile
-    from calibration.step_fit import fit_steps
+    from . import show, verbs
 
-    from . import show
-
-    require(output.suffix == ".toml", "output", "must be a .toml file", str(output))
-    require(output.parent.is_dir(), "output", "must lie in a folder that exists", str(output))
-    if source.is_file():
-        require(device is None, "device", "must be left out for a CSV: its header tells the device", device)
-        fitted = fit_steps(source, name or output.stem, mode, tuple(model or ()))
-    else:
-        if device is None:
-            refuse("device", "must be given for a folder of kernel measurements", None, "Pass --device h100.")
-        fitted = fit_device(source, device, layout, tuple(model or ()), name or output.stem)
-    save_profile(fitted, output)
-    result = {
-        "name": fitted.name,
-        "accelerator": fitted.accelerator,
-        "provenance": fitted.provenance,
-        "parameters": {p: getattr(fitted.efficiency, p) for p in fitted.parameters},
-        "standard_error_of_ln": {p: fitted.covariance[i][i] ** 0.5 for i, p in enumerate(fitted.parameters)},
-        "residual": dict(fitted.residual),
-        "rows": fitted.rows,
-        "file": str(output),
-    }
+    result = verbs.fit(source, output, device=device, layout=layout, model=model or (), mode=mode, name=name)
     _emit(result, show.fitted, format, None, "")
 
 
@@ -724,7 +704,13 @@ def _folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written.
+    """
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")

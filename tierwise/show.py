@@ -1,18 +1,32 @@
-"""Results as tables for people, on stdout."""
+"""Results as tables for people, on stdout or on another console."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+_elsewhere: ContextVar[Console | None] = ContextVar("console", default=None)
+
+
+@contextmanager
+def onto(console: Console) -> Iterator[None]:
+    """Print onto this console instead of stdout."""
+    before = _elsewhere.set(console)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(before)
+
 
 def _console() -> Console:
     # a fixed width where nobody looks, so that piped output has the same bytes everywhere
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    return _elsewhere.get() or Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 def _time(seconds: float | None) -> str:
