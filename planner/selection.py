@@ -1,4 +1,4 @@
-r"""Which simulated systems keep their limits, and which is best, at a stated confidence and with no more runs than needed.
+r"""Which simulated systems keep their limits and which is best, at a stated confidence, with no more runs than needed.
 
 Both rules watch a sum of observations leave a band that narrows as they come. With S^2 the variance of the first
 :math:`n_0` observations and :math:`\epsilon` what makes no difference to whoever asks, the band after n of them is
@@ -13,7 +13,7 @@ Source
 ------
 Kim & Nelson (2001), ACM TOMACS 11:251, procedure KN with c = 1, for the best of several, valid with common random
 numbers; Batur & Kim (2010), ACM TOMACS 20:13, and Andradottir & Kim (2010), Naval Research Logistics 57:403, for the
-feasibility check. Batch means in the place of independent observations: Kim & Nelson (2006), Operations Research 54:475.
+limits. Batch means in the place of independent observations: Kim & Nelson (2006), Operations Research 54:475.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Rule:
 
 
 def keeps(observations: ArrayLike, limit: float, tolerance: float, rule: Rule) -> Verdict:
-    """Return whether the mean of a system is at most a limit: "in", "out", or "open" while that takes more observations.
+    """Return whether the mean of a system is at most a limit: "in", "out", or "open" while that is not known.
 
     A mean below ``limit`` - ``tolerance`` is taken to be out, and one above ``limit`` + ``tolerance`` in, with
     probability at most ``rule.error``; between them either answer will do.
@@ -109,7 +109,7 @@ def best(observations: Sequence[ArrayLike], tolerance: float, error: float, firs
     r"""Return which systems may still have the smallest mean; one of them once it is separated from the rest.
 
     With one left it is the best with probability at least 1 - ``error`` if the others are worse by at least
-    ``tolerance``, whatever the correlation between systems: observation j of each may come from the same random numbers.
+    ``tolerance``, whatever the correlation between systems: observation j of each may share its random numbers.
     The systems i that stay after r observations are those with
 
     .. math:: \sum_{j \le r} (X_{ij} - X_{lj}) \le R_{il}(r) \quad \text{for all } l \text{ that stayed so far}
@@ -155,7 +155,7 @@ def best(observations: Sequence[ArrayLike], tolerance: float, error: float, firs
 
 
 def spent(error: float, test: int) -> float:
-    r"""Return what the test number 1, 2, ... of a sequence of unknown length may err by, :math:`\alpha / (i (i + 1))` [-].
+    r"""Return what test number 1, 2, ... of a sequence of unknown length may err by, :math:`\alpha / (i (i + 1))` [-].
 
     The sum over all tests is the error itself.
 

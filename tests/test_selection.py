@@ -1,4 +1,4 @@
-"""Ranking and selection on normal populations whose means are known: right as often as stated, and no oftener by luck."""
+"""Ranking and selection on normal populations of known means: right as often as stated, which a first stage is not."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def test_the_best_is_selected_as_often_as_stated(k: int, correlation: float) -> 
 def test_common_random_numbers_save_observations() -> None:
     rng = np.random.default_rng(0)
     means = np.array([0.0, 0.3, 0.5])
-    apart, shared = (
-        np.mean([selected(drawn(rng, means, c, 3000), 0.3)[1] for _ in range(30)]) for c in (0.0, 0.9)
-    )
+    apart, shared = (np.mean([selected(drawn(rng, means, c, 3000), 0.3)[1] for _ in range(30)]) for c in (0.0, 0.9))
     assert shared < 0.4 * apart
 
 
