@@ -347,7 +347,8 @@ def pareto_plans(
                 "no configuration keeps the SLOs and the objective's floor or budget on this fleet. "
                 "Relax `slo` or `objective`, or raise `fleet.gpus`: `tierwise plan` says what binds."
             )
-        plans = [_plan(search, field, found, i) for i in range(len(found.values))]
+        c, e2e = found.configurations, found.figures.e2e_s
+        plans = [plan_of(search, field.rules[p], c.at([i]), float(e2e[i])) for i, p in enumerate(c.policy)]
         best = {name: int(np.argmin(found.values[:, j])) for j, name in enumerate(names)}
         progress("simulating", 0, 1)
         tasks = {f"extreme: {i}": (problem, plans[i], used_seed) for i in dict.fromkeys(best.values())}
@@ -400,17 +401,15 @@ def _simulated(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
     return simulate_candidate(*task)
 
 
-def _plan(search: Search, field: Field, found: ParetoSet, i: int) -> Candidate:
-    """Return a configuration as a plan."""
-    c, problem = found.configurations, search.problem
-    rule = field.rules[c.policy[i]]
-    visits = dict(zip(rule.tiers, rule.visits, strict=True))
+def plan_of(search: Search, rule: Rule, configuration: Configurations, e2e_s: float) -> Candidate:
+    """Return one configuration as a plan."""
+    problem, visits = search.problem, dict(zip(rule.tiers, rule.visits, strict=True))
     groups = tuple(
-        Group(k, search.space.services[k][c.service[i, k]], int(m), problem.rate * float(visits[k]) / int(m))
-        for k, m in enumerate(c.replicas[i])
+        Group(k, search.space.services[k][s], int(m), problem.rate * float(visits[k]) / int(m))
+        for k, (s, m) in enumerate(zip(configuration.service[0], configuration.replicas[0], strict=True))
         if m > 0
     )
-    return Candidate(rule, groups, price(problem, groups) / problem.rate, float(found.figures.e2e_s[i]))
+    return Candidate(rule, groups, price(problem, groups) / problem.rate, e2e_s)
 
 
 def _row(problem: Problem, found: ParetoSet, i: int, plan: Candidate) -> dict[str, Any]:

@@ -268,7 +268,7 @@ def _sensitivity(
     """Return the plan when load or TTFT objective change, one at a time, on the capacities that simulation corrected.
 
     A capacity keeps its ratio of simulated to analytic, and only stop rules that the plan was chosen from are
-    compared: a tighter objective or more load is never cheaper than the plan itself.
+    compared, less load aside: a tighter objective or more load is never cheaper than the plan itself.
     """
     problem, space = search.problem, search.corrected(HOPE)
     tight = problem.scenario.slo.model_copy(update={"ttft_p99_s": problem.scenario.slo.ttft_p99_s / 2})
@@ -283,8 +283,10 @@ def _sensitivity(
         progress("sensitivity", done, len(changes))
         row: dict[str, Any] = {"change": name}
         other = search.like(changed, its_space)
+        known = [c for c in map(other.allocate, rules) if c is not None]
+        known += other.enumerate() if changed.rate < problem.rate else []
         try:
-            best = other.settle(best_of(other, (c for c in map(other.allocate, rules) if c is not None))[0])
+            best = other.settle(best_of(other, known)[0])
             row |= {
                 "usd_per_1000_requests": 1000 * best.cost,
                 "quality": best.rule.quality if problem.outcomes is not None else None,
