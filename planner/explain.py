@@ -302,7 +302,7 @@ def _simulated(found: dict[str, Any]) -> str:
     return (
         f"Simulated, it {said}: {plans} plan{'s' if plans > 1 else ''} over {found['requests_simulated']} requests, "
         f"{services} kind{'s' if services > 1 else ''} of replica beforehand. No other plan is better unless a replica "
-        "bears over a tenth more than the analytic model says."
+        f"bears over {found['capacity_margin'] - 1:.0%} more than the analytic model says."
     )
 
 

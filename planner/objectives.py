@@ -23,6 +23,7 @@ from theory.errors import InfeasibleError, require
 from . import explain
 from .build import Problem, joined_names, resolve
 from .evaluate import Configurations, Figures, Tables, evaluate, every, rules_of, tables
+from .frontier import non_dominated
 from .plan import Progress, silent
 from .replications import Workers
 from .scenario import Objective, Scenario
@@ -79,22 +80,6 @@ def values_of(figures: Figures, names: Sequence[str]) -> Array:
         "energy": figures.joules,
     }
     return np.stack([columns[n] for n in names], axis=1)
-
-
-def non_dominated(values: Array) -> NDArray[np.intp]:
-    """Return which rows no other is at most equal to everywhere and below somewhere; of equal rows the first.
-
-    Examples
-    --------
-    >>> non_dominated(np.array([[1.0, 2.0], [2.0, 1.0], [2.0, 2.0], [1.0, 2.0]])).tolist()
-    [0, 1]
-    """
-    order = np.lexsort(values.T[::-1])
-    left, found = order, []
-    while len(left):  # the first one left is dominated by none: all before it have been compared
-        found.append(left[0])
-        left = left[(values[left] < values[left[0]]).any(axis=1)]
-    return np.sort(np.array(found, dtype=np.intp))
 
 
 def covered(values: Array, reference: Array, rng: np.random.Generator, points: int = 20_000) -> float:

@@ -80,6 +80,7 @@ class Ledger:
 
     def __init__(self, study: optuna.Study, shown: str, workers: Workers) -> None:
         self._study, self._shown, self._workers = study, shown, workers
+        self._done: dict[str, Any] | None = None  # results of simulations, once read
 
     def minimise(
         self,
@@ -122,8 +123,10 @@ class Ledger:
 
         ``work`` is a function of a module whose results are numbers, text, lists and dictionaries by text.
         """
-        with _answering(self._shown):
-            done = dict(self._study.user_attrs)
+        if self._done is None:
+            with _answering(self._shown):
+                self._done = dict(self._study.user_attrs)
+        done = self._done
         missing = {name: task for name, task in tasks.items() if name not in done}
         for name, result in zip(missing, self._workers(work, missing.values()), strict=True):
             with _answering(self._shown):

@@ -18,12 +18,12 @@ from hypothesis.extra import numpy as hnp
 
 from planner.build import resolve
 from planner.evaluate import evaluate, every
+from planner.frontier import non_dominated
 from planner.objectives import (
     OBJECTIVES,
     Field,
     covered,
     exhaustive,
-    non_dominated,
     pareto_plans,
     parse_objectives,
     searched_field,
@@ -75,7 +75,7 @@ def test_all_configurations_give_the_exact_set() -> None:
     assert found is not None
     parts = [evaluate(field().table, c, field().objective, field().floor) for c in every(field().table)]
     values = np.concatenate([values_of(f, NAMES)[f.feasible] for f in parts])
-    assert found.feasible == len(values) > 1000
+    assert found.feasible == len(values) > 300
     for value in values[:: max(1, len(values) // 500)]:
         assert (found.values <= value).all(axis=1).any()
     for value in found.values:

@@ -107,9 +107,7 @@ def test_analytic_capacities_would_make_a_tighter_slo_cheaper() -> None:
         known._capacity[tier][:] = 0.65 * capacity
     plan = best(known, rules)
     slo = search.problem.scenario.slo
-    forgotten: Space = under_slo(
-        search.space, search.space, slo.model_copy(update={"ttft_p99_s": 0.9 * slo.ttft_p99_s})
-    )
+    forgotten = under_slo(search.space, search.space, slo.model_copy(update={"ttft_p99_s": 0.9 * slo.ttft_p99_s}))
     other = best(search.like(search.problem, forgotten), rules)
     assert other is not None
     assert plan is None or worth(search, other) < worth(search, plan)
