@@ -4,10 +4,10 @@
    are taken to bear ``HOPE`` times what they do analytically, so that no good plan is ranked too low to be looked at.
 2. *Short.* What a replica bears is simulated for the services of the leading plan; plans are ranked anew, until all
    services of the leader were simulated.
-3. *Long.* The leader runs the scenario's own requests. If it breaks an SLO there it is out; if not, that may be luck, and
-   it runs those of other seeds until each of its limits is known to be kept or broken (:mod:`planner.selection`). A plan
-   that is out tells what its replicas bear under the arrivals they get there, and plans are ranked anew. Dearer plans
-   need no simulation: their cost is known.
+3. *Long.* The leader runs the scenario's own requests. If it breaks an SLO there it is out; if not, that may be luck,
+   and it runs those of other seeds until each of its limits is known to be kept or broken (:mod:`planner.selection`). A
+   plan that is out tells what its replicas bear under the arrivals they get there, and plans are ranked anew. Dearer
+   plans need no simulation: their cost is known.
 4. *Best of equals.* Plans that differ from it in one service on the same GPUs cost the same and are as often right; of
    those the one with the least mean time to the final answer is selected, on the same requests and random numbers.
 """
@@ -54,9 +54,9 @@ RUNS = 16  # of one plan at most: what is open then is judged by its mean, and s
 LOWERED = (0.7, 0.99)  # of the load a service fails at, the least and the most it is taken to bear [-]
 SLOWER = 0.95  # the same where only the time to the final answer is too long [-]
 RULE = (
-    "plans are ranked by cost and quality, which are known; the best that keeps the SLOs in the scenario's own run, and "
-    "at the stated confidence over others, is taken, and of plans equal in both the fastest; a sum of batch means tells "
-    "when it leaves a closing band"
+    "plans are ranked by cost and quality, which are known; the best that keeps the SLOs in the scenario's own run and, "
+    "at the stated confidence, over others is taken, and of plans equal in both the fastest; a sum of batch means tells "
+    "as it leaves a closing band"
 )
 
 
