@@ -54,9 +54,9 @@ RUNS = 16  # of one plan at most: what is open then is judged by its mean, and s
 LOWERED = (0.7, 0.99)  # of the load a service fails at, the least and the most it is taken to bear [-]
 SLOWER = 0.95  # the same where only the time to the final answer is too long [-]
 RULE = (
-    "plans are ranked by cost and quality, which are known; the best that keeps the SLOs in the scenario's own run and, "
-    "at the stated confidence, over others is taken, and of plans equal in both the fastest; a sum of batch means tells "
-    "as it leaves a closing band"
+    "plans are ranked by cost and quality, which are known; the best that keeps the SLOs in the scenario's own run "
+    "and, at the stated confidence, over others is taken, and of plans equal in both the fastest; a sum of batch means "
+    "tells as it leaves a closing band"
 )
 
 
