@@ -412,7 +412,7 @@ def _row(problem: Problem, found: ParetoSet, i: int, plan: Candidate) -> dict[st
             f"{problem.where(g.service.deployment)}" + (f" + {g.service.draft.model.name}" if g.service.draft else "")
             for g in plan.groups
         ],
-        "stop_rule": explain.stop_rule(plan.rule),
+        "first_stops": explain.first_stops(plan.rule),
         "best_in": [],
         "simulated": None,
     }

@@ -475,6 +475,7 @@ def plan(result: dict[str, Any]) -> None:
         )
     console.print(tiers)
     console.print(_comparison(result))
+    console.print(_shortlist(result))
     for sentence in result["explanation"][1:]:
         console.print(f"- {sentence}", soft_wrap=False)
     console.print(
@@ -543,6 +544,23 @@ def _schedule(ranges: list[list[int]]) -> str:
         return "-"
     shown = [f"{a}-{b}: {g}" for a, b, g in ranges]
     return ", ".join(shown[:3]) + (f", ... {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+SHORTLIST_ROWS = 6  # of a shortlist that are printed; the JSON holds all
+
+
+def _shortlist(result: dict[str, Any]) -> Table:
+    table = _table("Shortlist", "plan", "GPUs", "USD/1000", "requests run")
+    table.add_column("why", overflow="fold")
+    for row in result["shortlist"][:SHORTLIST_ROWS]:
+        table.add_row(
+            "in" if row["in"] else "out",
+            str(row["gpus"]),
+            f"{row['usd_per_1000_requests']:.3f}",
+            str(row["requests_simulated"]),
+            f"{' + '.join(row['tiers'])}: {row['why']}",
+        )
+    return table
 
 
 def _comparison(result: dict[str, Any]) -> Table:
