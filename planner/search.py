@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.engine import Routing
 from theory import cascade
-from theory.cascade import Mixture, Policy, PolicyValue, Vertex
+from theory.cascade import Frontier, Mixture, Policy, PolicyValue, Vertex
 from theory.errors import InfeasibleError
 from theory.load_prices import Demand, LoadPlan, SharedProcessor, plan_under_load
 from theory.outcomes import Outcomes, accuracy
@@ -96,6 +96,7 @@ class Search:
         self._capacity = [c.copy() for c in space.capacity]
         self._simulated: set[tuple[int, int]] = set()  # tier and index of the services whose capacity was simulated
         self._beaten: dict[tuple[int, int], int] = {}  # of these by which other one of the tier, in simulation
+        self._frontiers: dict[tuple[tuple[int, ...], bytes], tuple[Outcomes, Frontier, list[Rule]]] = {}  # by prices
         pools = problem.pools
         self._pool = [np.array([pools.index(problem.pool(s.deployment)) for s in of]) for of in space.services]
         self._gpus = [np.array([s.gpus for s in of]) for of in space.services]
@@ -150,10 +151,13 @@ class Search:
         if table is None:
             yield single(self.problem, tiers[0])
             return
-        part = subset(table, tiers)
-        front = cascade.frontier(part, prices)
-        for vertex in front.vertices:
-            yield _pure(tiers, part, prices, vertex)
+        key = tiers, prices.tobytes()
+        if key not in self._frontiers:
+            part = subset(table, tiers)
+            front = cascade.frontier(part, prices)
+            self._frontiers[key] = part, front, [_pure(tiers, part, prices, vertex) for vertex in front.vertices]
+        part, front, pure = self._frontiers[key]
+        yield from pure
         if self.floor is not None and front.quality[0] < self.floor < front.quality[-1]:
             yield _mixed(tiers, part, prices, front.at_quality(self.floor))
 
@@ -254,6 +258,8 @@ class Search:
         """Return the search of a problem that differs in a number, which services are faster in simulation known."""
         other = Search(problem, space, quality_floor(problem))
         other._beaten = self._beaten
+        if problem.outcomes is self.problem.outcomes:
+            other._frontiers = self._frontiers
         return other
 
     def is_simulated(self, group: Group) -> bool:
@@ -294,11 +300,10 @@ class Search:
 
     def settle(self, candidate: Candidate) -> Candidate:
         """Return the candidate with the fastest service among those that need the same GPUs, and its mean latency."""
-        groups = tuple(self._fastest(g) for g in candidate.groups)
-        waits = [self.e2e(g) for g in groups]
+        fastest = [self._fastest(g) for g in candidate.groups]
         visits = dict(zip(candidate.rule.tiers, candidate.rule.visits, strict=True))
-        e2e = sum(float(visits[g.tier]) * w for g, w in zip(groups, waits, strict=True))
-        return replace(candidate, groups=groups, e2e_s=e2e)
+        e2e = sum(float(visits[g.tier]) * wait for g, wait in fastest)
+        return replace(candidate, groups=tuple(g for g, _ in fastest), e2e_s=e2e)
 
     def alike(self, group: Group) -> list[Group]:
         """Return the ways to carry the load of a group on as many GPUs of the same kind."""
@@ -311,12 +316,14 @@ class Search:
             and rate / (group.gpus // s.gpus) <= c
         ]
 
-    def _fastest(self, group: Group) -> Group:
+    def _fastest(self, group: Group) -> tuple[Group, float]:
+        """Return the fastest way to carry the load of a group on its GPUs, and the mean time of a visit [s]."""
         options = self.alike(group) or [group]
         there = {self._index(o) for o in options}
         options = [o for o in options if self._beaten.get((o.tier, self._index(o))) not in there] or options
         state = occupancy([o.service for o in options], np.array([o.rate for o in options]), self.space.load)
-        return options[int(np.argmin(state.e2e_s))]
+        best = int(np.argmin(state.e2e_s))
+        return options[best], float(state.e2e_s[best])
 
     def e2e(self, group: Group) -> float:
         """Return the mean time of a visit, analytic [s]."""
@@ -410,7 +417,9 @@ def refine(
     names = [f"ln_price_{i}" for i in everything]
     ranges = dict.fromkeys(names, optuna.distributions.FloatDistribution(-span, span))
     proposals = Proposals([dict.fromkeys(names, 0.0)], ranges, lambda s: optuna.samplers.TPESampler(seed=s))
-    sent = pickle.dumps(search)
+    bare = copy.copy(search)
+    bare._frontiers = {}  # each trial has its own prices
+    sent = pickle.dumps(bare)
 
     def evaluate(workers: Workers, params: list[Params]) -> Iterator[tuple[Told, tuple[list[Rule], int]]]:
         return workers(_tried, [(sent, tuple(p[n] for n in names)) for p in params])

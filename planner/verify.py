@@ -399,10 +399,14 @@ def _found(
     chosen.why = (
         "keeps every SLO" if sure else f"keeps every SLO on average; {RUNS} runs did not tell at the stated confidence"
     )
-    rows = [_row(search, chosen, "plan", asked)]
-    rows += [_row(search, t, "plan", asked, in_=False) for t in tests if t is not chosen]
-    rows += [_row(search, Tested(c, 0.0, why=why), "replicas", asked, in_=False) for c, why in refuted]
-    rows += [_row(search, Tested(c, 0.0, why=why), "ranking", asked, in_=False) for c, why in rest]
+    listed = [(t, "plan") for t in [chosen, *(t for t in tests if t is not chosen)]]
+    listed += [(Tested(c, 0.0, why=why), "replicas") for c, why in refuted]
+    listed += [(Tested(c, 0.0, why=why), "ranking") for c, why in rest]
+    analytic = _predicted(search, [t.plan for t, _ in listed])
+    rows = [
+        _row(t, stage, figures_, t is chosen, asked.problem)
+        for (t, stage), figures_ in zip(listed, analytic, strict=True)
+    ]
     selection = {
         "confidence": scenario.search.confidence if sure else None,
         "rule": RULE,
@@ -442,10 +446,9 @@ def _no_better(chosen: Candidate, other: Candidate) -> str:
     return f"{cost}{quality}: ranked behind, whatever simulation says"
 
 
-def _row(search: Search, test: Tested, stage: str, asked: Asked, in_: bool = True) -> dict[str, Any]:
+def _row(test: Tested, stage: str, predicted: dict[str, float | None], is_in: bool, problem: Problem) -> dict[str, Any]:
     """Return a row of the shortlist."""
-    problem, plan = asked.problem, test.plan
-    predicted = _predicted(search, plan)
+    plan = test.plan
     keys = ("ttft_p99_s", "tpot_mean_s", "e2e_mean_s", "quality")
     figures_ = test.runs[0]["figures"] if test.runs else None
     simulated = None
@@ -461,7 +464,7 @@ def _row(search: Search, test: Tested, stage: str, asked: Asked, in_: bool = Tru
         }
     verdicts = test.verdicts(problem.scenario.slo) if test.runs else {}
     return {
-        "in": in_,
+        "in": is_in,
         "stage": stage,
         "why": test.why,
         "gpus": plan.gpus,
@@ -484,19 +487,22 @@ def _row(search: Search, test: Tested, stage: str, asked: Asked, in_: bool = Tru
     }
 
 
-def _predicted(search: Search, plan: Candidate) -> dict[str, float | None]:
-    """Return the analytic figures of a plan; none where a replica is unstable."""
-    rates = np.array([g.rate for g in plan.groups])
-    state = occupancy([g.service for g in plan.groups], rates, search.space.load)
-    visits = np.array([plan.rule.visits[plan.rule.tiers.index(g.tier)] for g in plan.groups])
-    with np.errstate(invalid="ignore"):
-        figures = {
-            "ttft_p99_s": float(ttft_quantile(state, P99).max()),
-            "tpot_mean_s": float(visits @ state.tpot_s / visits.sum()),
-            "e2e_mean_s": float(visits @ state.e2e_s),
+def _predicted(search: Search, plans: list[Candidate]) -> list[dict[str, float | None]]:
+    """Return the analytic figures of plans; none where a replica is unstable."""
+    every = [g for plan in plans for g in plan.groups]
+    state = occupancy([g.service for g in every], np.array([g.rate for g in every]), search.space.load)
+    late, found, begin = ttft_quantile(state, P99), [], 0
+    for plan in plans:
+        at = slice(begin, begin := begin + len(plan.groups))
+        visits = np.array([plan.rule.visits[plan.rule.tiers.index(g.tier)] for g in plan.groups])
+        figures_ = {
+            "ttft_p99_s": float(late[at].max()),
+            "tpot_mean_s": float(visits @ state.tpot_s[at] / visits.sum()),
+            "e2e_mean_s": float(visits @ state.e2e_s[at]),
             "quality": plan.rule.quality,
         }
-    return {k: v if math.isfinite(v) else None for k, v in figures.items()}
+        found.append({k: v if math.isfinite(v) else None for k, v in figures_.items()})
+    return found
 
 
 def _relative(simulated: float | None, predicted: float | None) -> float | None:
