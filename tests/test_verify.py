@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.build import redrawn, resolve
+from planner.frontier import worth_allocating
 from planner.plan import plan_scenario
 from planner.scenario import load_scenario
 from planner.search import Candidate, Rule, Search, best_of, quality_floor
 from planner.simulate import run
 from planner.space import enumerate_space, under_slo
 from planner.verify import BATCHES, HOPE, batches
+from planner.verify import _equals as equals
 from simulator.workload import at_rate
 from theory.errors import InfeasibleError
 
@@ -182,3 +184,30 @@ def test_other_seeds_give_other_requests_at_the_same_rate() -> None:
     other = redrawn(problem, folder, 99)
     assert other.rate == pytest.approx(problem.rate, rel=1e-9)
     assert not np.array_equal(other.workload.prompt, problem.workload.prompt)
+
+
+@given(objective=st.sampled_from(OBJECTIVES), seed=st.integers(0, 2**16))
+@settings(max_examples=8, deadline=None)
+def test_rules_left_out_are_never_needed(objective: str, seed: int) -> None:
+    """A rule that visits every tier as often as another and is right no more often is best on no capacities."""
+    search, rules = prepared(objective)
+    fewer = tuple(worth_allocating(rules))
+    assert len(fewer) < len(rules)
+    known = simulated_at(search, seed, 0.4, 1.1)
+    one, other = best(known, rules), best(known, fewer)
+    assert (one is None) == (other is None)
+    if one is not None and other is not None:
+        assert worth(search, other) == pytest.approx(worth(search, one), abs=1e-12)
+
+
+def test_settling_heeds_what_simulation_said() -> None:
+    """Of services on the same GPUs the one that was faster in simulation, in problems that differ in a number too."""
+    search, rules = prepared(OBJECTIVES[0])
+    known = search.like(search.problem, search.space)
+    plan = best(known, rules)
+    assert plan is not None
+    plan = known.settle(plan)
+    other = equals(known, plan)[0]
+    known.beats(other, plan)
+    for again in (known, known.like(search.problem, search.space)):
+        assert [g.service for g in again.settle(plan).groups] == [g.service for g in other.groups]
