@@ -28,7 +28,7 @@ from .plan import Progress, silent
 from .replications import Workers
 from .scenario import Objective, Scenario
 from .search import Candidate, Group, Rule, Search, price, quality_floor
-from .simulate import simulate_candidate
+from .simulate import missed, simulate_candidate
 from .space import enumerate_space
 from .storage import Means, Params, Proposals, Told, ledger
 
@@ -340,7 +340,8 @@ def pareto_plans(
         simulated = dict(zip(dict.fromkeys(best.values()), kept.simulations(_simulated, tasks), strict=True))
     rows = [_row(problem, found, i, plans[i]) for i in range(len(plans))]
     for i, figures in simulated.items():
-        rows[i] |= {"best_in": [n for n in names if best[n] == i], "simulated": _key_figures(figures)}
+        keeps = {"keeps_slos": not missed(figures, plans[i], problem)}
+        rows[i] |= {"best_in": [n for n in names if best[n] == i], "simulated": _key_figures(figures) | keeps}
     rows.sort(key=lambda r: tuple((-1 if n == "quality" else 1) * (r[OBJECTIVES[n]] or 0.0) for n in names))
     return {
         "scenario": scenario.name,

@@ -535,7 +535,8 @@ def pareto(result: dict[str, Any]) -> None:
         console.print(
             f"- Best in {' and '.join(r['best_in'])}, simulated: {s['usd_per_1000_requests']:.3f} USD per 1000 "
             f"requests, quality {_or_none(s['quality'], '{:.4f}')}, {_time(s['e2e_mean_s'])} to the final answer, "
-            f"{s['joules_per_request']:.0f} J a request, p99 TTFT {_time(s['ttft_p99_s'])}, {s['status']}."
+            f"{s['joules_per_request']:.0f} J a request, p99 TTFT {_time(s['ttft_p99_s'])}: it "
+            f"{'keeps' if s['keeps_slos'] else 'misses'} the SLOs."
         )
 
 
