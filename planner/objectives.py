@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .plan import Progress, silent
 from .replications import Workers
 from .scenario import Objective, Scenario
 from .search import Candidate, Group, Rule, Search, price, quality_floor
-from .simulate import missed, simulate_candidate
+from .simulate import HEADROOM, missed, simulate_candidate
 from .space import enumerate_space
 from .storage import Means, Params, Proposals, Told, ledger
 
@@ -304,8 +304,8 @@ def pareto_plans(
 ) -> dict[str, Any]:
     """Return the plans of a scenario that none beats in all of some objectives, as ``tierwise plan --objectives``.
 
-    Figures are analytic; the best plan of each objective is simulated too. A quality floor or budget of the scenario
-    is kept; lambda plays no part.
+    Figures are analytic, with replicas loaded to at most ``HEADROOM`` of what they bear by the analytic model; the best
+    plan of each objective is simulated too. A quality floor or budget of the scenario is kept; lambda plays no part.
 
     Raises
     ------
@@ -318,7 +318,9 @@ def pareto_plans(
     used_seed = scenario.search.seed if seed is None else seed
     progress("enumerating", 0, 1)
     problem = resolve(scenario, folder, None, used_seed)
-    search = Search(problem, enumerate_space(problem), quality_floor(problem))
+    space = enumerate_space(problem)
+    careful = replace(space, capacity=tuple(HEADROOM * c for c in space.capacity))
+    search = Search(problem, careful, quality_floor(problem))
     field = searched_field(search, names)
     with ledger(problem, used_seed, means or Means(), names) as kept:
         exact = bound(field.table) <= exhaust
@@ -352,6 +354,7 @@ def pareto_plans(
             "looked_at": found.looked_at,
             "feasible": found.feasible,
             "configurations_at_most": bound(field.table),
+            "load_at_most": HEADROOM,
         },
         "provenance": {
             "step_time": joined_names(p.profile.provenance for p in problem.pools),

@@ -514,7 +514,8 @@ def pareto(result: dict[str, Any]) -> None:
     goals = ", ".join(f"{o['goal']} {o['name']}" for o in result["objectives"])
     console.print(
         f"{result['scenario']}: {len(rows)} plans that none beats in {goals}, of {search['feasible']:,} feasible ones "
-        f"({search['looked_at']:,} looked at, {search['method']}). Figures are analytic."
+        f"({search['looked_at']:,} looked at, {search['method']}). Figures are analytic, replicas loaded to at most "
+        f"{search['load_at_most']:.0%} of what they bear."
     )
     table = _table("Pareto set", "USD/1000", "quality", "to answer", "J/request", "GPUs", "best in")
     table.add_column("tiers", overflow="fold")
