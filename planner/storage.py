@@ -163,7 +163,7 @@ def ledger(problem: Problem, seed: int, means: Means, objectives: Sequence[str] 
         if means.storage is not None:
             _one_of(names, name, means.resume, shown)
         with _answering(shown):
-            directions = ["minimize"] * max(len(objectives), 1)
+            directions = [optuna.study.StudyDirection.MINIMIZE] * max(len(objectives), 1)
             study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, directions=directions)
         workers = stack.enter_context(working(means.workers, means.dask))
         yield Ledger(study, shown, workers)
