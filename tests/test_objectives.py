@@ -79,7 +79,7 @@ def test_all_configurations_give_the_exact_set() -> None:
     assert found is not None
     parts = [evaluate(field().table, c, field().objective, field().floor) for c in every(field().table)]
     values = np.concatenate([values_of(f, NAMES)[f.feasible] for f in parts])
-    assert found.feasible == len(values) > 300
+    assert found.feasible == len(values) > 100
     for value in values[:: max(1, len(values) // 500)]:
         assert (found.values <= value).all(axis=1).any()
     for value in found.values:
@@ -100,7 +100,7 @@ def test_the_search_comes_near_the_exact_set_and_never_beyond() -> None:
     rng = np.random.default_rng(0)
     share = covered(values, exact.values, rng)
     assert 0.9 < share <= 1
-    half = exact.values[exact.values[:, 0] > np.median(exact.values[:, 0])]
+    half = exact.values[exact.values[:, 2] > np.median(exact.values[:, 2])]
     assert covered(half, exact.values, rng) < 0.9 * share
 
 
