@@ -86,8 +86,8 @@ def covered(values: Array, reference: Array, rng: np.random.Generator, points: i
     r"""Return the share of the volume that a reference set dominates which another set dominates too [-].
 
     Volumes up to a tenth of its range beyond the worst value of the reference in each objective, by uniform points in
-    that box; 1 for a set as good as the reference, at most 1 where that is the true Pareto set. A ratio of hypervolumes (Zitzler & Thiele
-    1999, IEEE Trans. Evolutionary Computation 3:257).
+    that box; 1 for a set as good as the reference, at most 1 where that is the true Pareto set. A ratio of
+    hypervolumes (Zitzler & Thiele 1999, IEEE Trans. Evolutionary Computation 3:257).
     """
     low, high = reference.min(axis=0), reference.max(axis=0)
     at = rng.uniform(low, high + 0.1 * np.maximum(high - low, 1e-9), (points, values.shape[1]))
