@@ -133,12 +133,8 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
     for tier, transformer in zip(scenario.tiers, models, strict=True):
         for tp in tier.tp:
             check_tp(transformer, tp)
-    rng = np.random.default_rng([seed if seed is not None else scenario.search.seed, 1])
-    asked = _workload(scenario, folder, rng)
     max_tokens = scenario.traffic.max_tokens or min(m.max_context for m in models)
-    served = _at_most(asked, max_tokens)
-    if scenario.traffic.cached_prompt_share > 0:
-        served = wl.with_cached(served, scenario.traffic.cached_prompt_share)
+    asked, served = _requests(scenario, folder, seed if seed is not None else scenario.search.seed, max_tokens)
     return Problem(
         scenario=scenario,
         pools=pools,
@@ -152,6 +148,21 @@ def resolve(scenario: Scenario, folder: Path, profile: str | None = None, seed: 
         left_out=1 - served.requests / asked.requests,
         max_tokens=max_tokens,
     )
+
+
+def _requests(scenario: Scenario, folder: Path, seed: int, max_tokens: int) -> tuple[Workload, Workload]:
+    """Return the requests that are asked for and those of them that are served."""
+    asked = _workload(scenario, folder, np.random.default_rng([seed, 1]))
+    served = _at_most(asked, max_tokens)
+    if scenario.traffic.cached_prompt_share > 0:
+        served = wl.with_cached(served, scenario.traffic.cached_prompt_share)
+    return asked, served
+
+
+def redrawn(problem: Problem, folder: Path, seed: int) -> Problem:
+    """Return the problem with the open-loop requests of another seed at the same rate; a trace is what it is."""
+    _, served = _requests(problem.scenario, folder, seed, problem.max_tokens)
+    return replace(problem, workload=wl.at_rate(served, problem.rate))
 
 
 def joined_names(names: Iterable[str]) -> str:

@@ -73,7 +73,7 @@ class Configurations:
     replicas: IntArray  # (N, K)
     policy: IntArray  # (N,)
 
-    def at(self, which: slice | Sequence[int]) -> Configurations:
+    def at(self, which: slice | Sequence[int] | NDArray[np.intp]) -> Configurations:
         """Return some of them."""
         return Configurations(self.service[which], self.replicas[which], self.policy[which])
 
@@ -95,7 +95,7 @@ class Figures:
     excess: Array  # quality or budget missed, the first key of search.order [-] or [USD per 1000]
     fits: NDArray[np.bool_]  # whether it fits the fleet within the SLOs, whatever the objective says
 
-    def at(self, which: Sequence[int]) -> Figures:
+    def at(self, which: Sequence[int] | NDArray[np.intp]) -> Figures:
         """Return those of some of them."""
         return Figures(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
 

@@ -233,6 +233,7 @@ def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
         *_against(result),
         _money(result["predicted"]),
         _binding(result["binding"]),
+        _simulated(result["selection"]),
         *_lambda(result),
         *_speculation(result),
         *_concurrency(result),
@@ -291,6 +292,17 @@ def _binding(binding: dict[str, Any]) -> str:
     return (
         f"The replicas of {binding['tier']} are the fullest, {binding['used']:.0%} of what they bear; "
         f"{binding['constraint']} is what would break first. Replicas come in whole groups of GPUs."
+    )
+
+
+def _simulated(found: dict[str, Any]) -> str:
+    sure = found["confidence"]
+    said = "keeps the SLOs on average, but not surely" if sure is None else f"keeps the SLOs at {sure:.0%} confidence"
+    plans, services = found["plans_tested"], found["services_measured"]
+    return (
+        f"Simulated, it {said}: {plans} plan{'s' if plans > 1 else ''} over {found['requests_simulated']} requests, "
+        f"{services} kind{'s' if services > 1 else ''} of replica beforehand. No other plan is better unless a replica "
+        f"bears over {found['capacity_margin'] - 1:.0%} more than the analytic model says."
     )
 
 

@@ -4,10 +4,41 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .search import Candidate
+import numpy as np
+from numpy.typing import NDArray
+
+from .search import Candidate, Rule
+
+
+def non_dominated(values: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return which rows no other is at most equal to everywhere and below somewhere; of equal rows the first.
+
+    Examples
+    --------
+    >>> non_dominated(np.array([[1.0, 2.0], [2.0, 1.0], [2.0, 2.0], [1.0, 2.0]])).tolist()
+    [0, 1]
+    """
+    left, found = np.lexsort(values.T[::-1]), []
+    while len(left):  # the first one left is dominated by none: all before it have been compared
+        found.append(left[0])
+        left = left[(values[left] < values[left[0]]).any(axis=1)]
+    return np.sort(np.array(found, dtype=np.intp))
+
+
+def worth_allocating(rules: Sequence[Rule]) -> list[Rule]:
+    """Return the rules to which no other of the same tiers is as good in quality at no more visits to any tier.
+
+    The others cost as much or more whatever replicas bear, and are right no more often.
+    """
+    found: list[int] = []
+    for tiers in dict.fromkeys(r.tiers for r in rules):
+        at = [i for i, r in enumerate(rules) if r.tiers == tiers]
+        values = np.array([[*rules[i].visits, -np.nan_to_num(rules[i].quality)] for i in at])
+        found += [at[i] for i in non_dominated(values)]
+    return [rules[i] for i in sorted(found)]
 
 
 @dataclass(frozen=True, slots=True)

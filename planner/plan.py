@@ -9,23 +9,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from simulator.workload import Workload, at_rate
+from simulator.workload import at_rate
 from theory.errors import InfeasibleError, require
 
 from . import explain
 from .build import Problem, joined_names, resolve
 from .crossover import crossover
 from .frontier import PlanVertex, hull, lambda_of, pareto
-from .scenario import Scenario, Slo
-from .search import Candidate, Group, Rule, Search, best_of, quality_floor, refine, single
-from .service import Service
-from .simulate import measured_capacity, missed, simulate_candidate
-from .space import Space, enumerate_space, with_slo
+from .scenario import Scenario
+from .search import Candidate, Group, Search, best_of, quality_floor, refine, single
+from .simulate import missed, simulate_candidate
+from .space import Space, enumerate_space, under_slo
 from .storage import Ledger, Means, ledger
 from .tipping import tipping_points
-
-CAPACITY_REQUESTS = 6000  # of the scenario, simulated at each rate to find what a replica bears [-]
-CAPACITY_STEP = 0.95  # a service that misses an SLO in simulation is taken to bear this share of that load [-]
+from .verify import HOPE, Asked, verified
 
 
 class Progress(Protocol):
@@ -83,8 +80,9 @@ def plan_scenario(
     best_of(search, candidates)  # refuse before searching when nothing is feasible
     with ledger(problem, used_seed, means or Means()) as kept:
         rules = [c.rule for c in candidates] + refine(search, scenario.search.trials, used_seed, kept, progress)
-        chosen, simulated, tried, candidates = _verified(search, rules, used_seed, kept, progress)
+        found = verified(search, rules, Asked(problem, folder, used_seed, kept, progress))
         baseline = _baseline(search, used_seed, kept, progress)
+    chosen, candidates = found.chosen, found.candidates
     vertices = hull(candidates)
     figures = explain.predicted(problem, space, chosen)
     result = {
@@ -99,19 +97,21 @@ def plan_scenario(
         },
         "traffic": explain.traffic(problem),
         "predicted": figures,
-        "simulated": simulated,
+        "simulated": found.simulated,
+        "shortlist": found.shortlist,
+        "selection": found.selection,
         "baseline": baseline,
         "frontier": _frontier(problem, candidates, vertices),
         "lambda": (price := _price(problem, chosen, vertices, search.floor)),
         "load_prices": _load_prices(search, chosen, price["value"]),
         "speculation": _speculation(problem, space, chosen),
         "binding": explain.binding(problem, space, chosen, search.used(chosen)),
-        "sensitivity": _sensitivity(problem, space, progress),
+        "sensitivity": _sensitivity(search, chosen, candidates, progress),
         "changes": _changes(search, chosen, candidates, progress),
         "evaluated": {
             "analytic": search.evaluated,
             "policies": len(candidates),
-            "simulated": tried,
+            "simulated": found.simulations,
             "excluded": list(space.excluded),
         },
         "provenance": {
@@ -137,64 +137,8 @@ def _accelerator(group: Group) -> str:
     return group.service.deployment.accelerator.name
 
 
-def _verified(
-    search: Search, rules: list[Rule], seed: int, kept: Ledger, progress: Progress
-) -> tuple[Candidate, dict[str, Any], int, list[Candidate]]:
-    """Return the best plan that keeps the SLOs in simulation, its figures, how many runs that took, all plans then.
-
-    What a replica bears is simulated once for each service of a leading plan; plans are then ranked anew. A plan that
-    still misses an SLO (escalations do not arrive like requests) lowers the capacity of the tiers that miss it.
-    """
-    problem, tries = search.problem, 6 * search.problem.scenario.search.shortlist
-    sample = _first(problem.workload, CAPACITY_REQUESTS)
-    known: set[int] = set()
-    simulated_runs = 0
-    for attempt in range(tries):
-        progress("simulating", attempt, tries)
-        built = [c for c in (search.allocate(rule) for rule in rules) if c is not None]
-        built += search.enumerate() if attempt else []  # what is known of capacities has changed
-        first = search.settle(best_of(search, built)[0])
-        new = [g for g in first.groups if id(g.service) not in known]
-        tasks = {
-            f"capacity: {search.label(g)}": (g.service, sample, problem.scenario.slo, search.capacity(g), seed)
-            for g in new
-        }
-        for group, bears in zip(new, kept.simulations(_measured, tasks), strict=True):
-            known.add(id(group.service))
-            search.measure(group, bears)
-            simulated_runs += 1
-        if new and not search.bears(first):
-            continue
-        [simulated] = kept.simulations(_simulated, {_plan_label(search, first): (problem, first, seed)})
-        simulated_runs += 1
-        short = missed(simulated, first, problem)
-        if not short:
-            return first, simulated, simulated_runs, built
-        for group in short:
-            search.lower_capacity(group, CAPACITY_STEP)
-    raise InfeasibleError(
-        f"none of the best plans keeps the SLOs in simulation ({simulated_runs} runs). "
-        f"The nearest plan used {first.gpus} GPUs; raise `search.shortlist`, or relax `slo`."
-    )
-
-
-def _measured(task: tuple[Service, Workload, Slo, float, int]) -> float:
-    return measured_capacity(*task)
-
-
 def _simulated(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
     return simulate_candidate(*task)
-
-
-def _plan_label(search: Search, plan: Candidate) -> str:
-    groups = ", ".join(f"{g.replicas} x {search.label(g)}" for g in plan.groups)
-    return f"plan: {groups}, right {plan.rule.quality!r}, mixed {plan.rule.gamma!r}, visits {plan.rule.visits.tolist()}"
-
-
-def _first(workload: Workload, count: int) -> Workload:
-    w = workload
-    cached = None if w.cached is None else w.cached[:count]
-    return Workload(w.arrival[:count], w.prompt[:count], w.output[:count], w.source, cached=cached)
 
 
 def _baseline(search: Search, seed: int, kept: Ledger, progress: Progress) -> dict[str, Any]:
@@ -318,21 +262,31 @@ def _speculation(problem: Problem, space: Space, chosen: Candidate) -> dict[str,
     }
 
 
-def _sensitivity(problem: Problem, space: Space, progress: Progress) -> list[dict[str, Any]]:
-    """Return the analytic plan when load or TTFT objective change, one at a time."""
+def _sensitivity(
+    search: Search, chosen: Candidate, candidates: list[Candidate], progress: Progress
+) -> list[dict[str, Any]]:
+    """Return the plan when load or TTFT objective change, one at a time, on the capacities that simulation corrected.
+
+    A capacity keeps its ratio of simulated to analytic, and only stop rules that the plan was chosen from are
+    compared, less load aside: a tighter objective or more load is never cheaper than the plan itself.
+    """
+    problem, space = search.problem, search.corrected(HOPE)
     tight = problem.scenario.slo.model_copy(update={"ttft_p99_s": problem.scenario.slo.ttft_p99_s / 2})
     changes: list[tuple[str, Problem, Space]] = [
         ("traffic.rate x 0.8", _at_load(problem, 0.8), space),
         ("traffic.rate x 1.25", _at_load(problem, 1.25), space),
-        ("slo.ttft_p99_s x 0.5", problem, with_slo(space, tight)),
+        ("slo.ttft_p99_s x 0.5", problem, under_slo(search.space, space, tight)),
     ]
+    rules = [chosen.rule, *(c.rule for c in candidates)]
     rows = []
     for done, (name, changed, its_space) in enumerate(changes):
         progress("sensitivity", done, len(changes))
         row: dict[str, Any] = {"change": name}
+        other = search.like(changed, its_space)
+        known = [c for c in map(other.allocate, rules) if c is not None]
+        known += other.enumerate() if changed.rate < problem.rate else []
         try:
-            search = Search(changed, its_space, quality_floor(changed))
-            best = search.settle(best_of(search, search.enumerate())[0])
+            best = other.settle(best_of(other, known)[0])
             row |= {
                 "usd_per_1000_requests": 1000 * best.cost,
                 "quality": best.rule.quality if problem.outcomes is not None else None,
@@ -348,11 +302,10 @@ def _sensitivity(problem: Problem, space: Space, progress: Progress) -> list[dic
 def _changes(
     search: Search, chosen: Candidate, candidates: list[Candidate], progress: Progress
 ) -> list[dict[str, Any]]:
-    """Return what would change the decision, on the capacities that simulation left behind."""
+    """Return what would change the decision, on the capacities that simulation corrected."""
     progress("changes", 0, 1)
     rules = [chosen.rule, *(c.rule for c in pareto(candidates))]
-    space = replace(search.space, capacity=tuple(c.copy() for c in search._capacity))
-    return tipping_points(search.problem, space, chosen, rules)
+    return tipping_points(search.problem, search.corrected(HOPE), chosen, rules, search)
 
 
 def _at_load(problem: Problem, factor: float) -> Problem:

@@ -62,6 +62,72 @@ def write_sweep(result: dict[str, Any], folder: Path) -> list[Path]:
     return write_files(folder, {name: _of(content) for name, content in contents.items()})
 
 
+def write_pareto(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write pareto.json, pareto.csv and pareto.png of several objectives; return their paths.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made or written.
+    """
+    contents = {
+        "pareto.json": (json.dumps(result, indent=2, allow_nan=False) + "\n").encode(),
+        "pareto.csv": _pareto_csv(result).encode(),
+        "pareto.png": _pareto_png(result),
+    }
+    return write_files(folder, {name: _of(content) for name, content in contents.items()})
+
+
+PARETO_COLUMNS = (
+    *("usd_per_1000_requests", "quality", "e2e_mean_s", "joules_per_request"),
+    *("ttft_p99_s", "tpot_mean_s", "gpus"),
+)
+
+
+def _pareto_csv(result: dict[str, Any]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*PARETO_COLUMNS, "best_in", "tiers"])
+    for row in result["pareto"]:
+        writer.writerow([*(row[c] for c in PARETO_COLUMNS), " ".join(row["best_in"]), "; ".join(row["tiers"])])
+    return text.getvalue()
+
+
+LABELS = {
+    "cost": "cost [USD per 1000 requests]",
+    "quality": "quality [share of correct answers]",
+    "latency": "mean time to final answer [s]",
+    "energy": "energy [J per request]",
+}
+
+
+def _pareto_png(result: dict[str, Any]) -> bytes:
+    """Draw every objective against the first one, the second one as the colour where there are three or more."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [o["name"] for o in result["objectives"]]
+    data = {o["name"]: [r[o["key"]] for r in result["pareto"]] for o in result["objectives"]}
+    others = names[1:]
+    colour = others[0] if len(others) > 1 else None
+    figure, axes = plt.subplots(1, len(others), figsize=(4.4 * len(others), 3.8), layout="constrained", squeeze=False)
+    for axis, other in zip(axes[0], others, strict=True):
+        shade = colour if other != colour else others[-1] if colour else None
+        dots = axis.scatter(data[names[0]], data[other], s=22, c=data[shade] if shade else "#0072B2", cmap="viridis")
+        if shade:
+            figure.colorbar(dots, ax=axis, label=LABELS[shade])
+        axis.set_xlabel(LABELS[names[0]])
+        axis.set_ylabel(LABELS[other])
+        axis.grid(alpha=0.25)
+    figure.suptitle(f"{result['scenario']}: plans that none beats in {', '.join(names)}", fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": "tierwise"})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 def write_simulation(simulation: Simulation, form: RequestFormat, folder: Path) -> list[Path]:
     """Write simulate.json, requests.csv or .parquet, timeseries.png and timeseries.svg; return their paths.
 

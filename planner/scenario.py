@@ -333,7 +333,10 @@ class Search(_Strict):
     """How hard to look."""
 
     trials: Annotated[int, Field(ge=0)] = Field(32, description="Optuna trials after the enumeration [-]")
-    shortlist: Count = Field(4, description="plans verified by simulation [-]")
+    shortlist: Count = Field(4, description="plans compared in simulation, and shown beside the chosen one [-]")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        0.95, description="probability that simulation judges the plan right [-]"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of every random draw [-]")
 
 

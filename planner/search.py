@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.engine import Routing
 from theory import cascade
-from theory.cascade import Mixture, Policy, PolicyValue, Vertex
+from theory.cascade import Frontier, Mixture, Policy, PolicyValue, Vertex
 from theory.errors import InfeasibleError
 from theory.load_prices import Demand, LoadPlan, SharedProcessor, plan_under_load
 from theory.outcomes import Outcomes, accuracy
@@ -25,7 +25,7 @@ from .replications import Workers
 from .scenario import Objective
 from .service import Service
 from .space import Space, occupancy
-from .storage import Ledger, Params, Proposals
+from .storage import Ledger, Params, Proposals, Told
 
 Array = NDArray[np.float64]
 FILL_STEPS = 6  # halvings of the share of requests that follow the dearer rule [-]
@@ -94,6 +94,9 @@ class Search:
         self.problem, self.space, self.floor = problem, space, floor
         self.evaluated = 0  # (policy, service) pairs priced analytically
         self._capacity = [c.copy() for c in space.capacity]
+        self._simulated: set[tuple[int, int]] = set()  # tier and index of the services whose capacity was simulated
+        self._beaten: dict[tuple[int, int], int] = {}  # of these by which other one of the tier, in simulation
+        self._frontiers: dict[tuple[tuple[int, ...], bytes], tuple[Outcomes, Frontier, list[Rule]]] = {}  # by prices
         pools = problem.pools
         self._pool = [np.array([pools.index(problem.pool(s.deployment)) for s in of]) for of in space.services]
         self._gpus = [np.array([s.gpus for s in of]) for of in space.services]
@@ -148,10 +151,13 @@ class Search:
         if table is None:
             yield single(self.problem, tiers[0])
             return
-        part = subset(table, tiers)
-        front = cascade.frontier(part, prices)
-        for vertex in front.vertices:
-            yield _pure(tiers, part, prices, vertex)
+        key = tiers, prices.tobytes()
+        if key not in self._frontiers:
+            part = subset(table, tiers)
+            front = cascade.frontier(part, prices)
+            self._frontiers[key] = part, front, [_pure(tiers, part, prices, vertex) for vertex in front.vertices]
+        part, front, pure = self._frontiers[key]
+        yield from pure
         if self.floor is not None and front.quality[0] < self.floor < front.quality[-1]:
             yield _mixed(tiers, part, prices, front.at_quality(self.floor))
 
@@ -210,7 +216,59 @@ class Search:
 
     def measure(self, group: Group, capacity: float) -> None:
         """Replace the analytic capacity of a group's service by the simulated one [requests/s]."""
-        self._capacity[group.tier][self._index(group)] = capacity
+        at = self._index(group)
+        self._capacity[group.tier][at] = capacity
+        self._simulated.add((group.tier, at))
+
+    def hope(self, factor: float) -> None:
+        """Take services that were not simulated to bear ``factor`` times what they do analytically.
+
+        A plan that is best on such capacities is best of all whose services bear no more, simulated or not.
+        """
+        for tier, (capacity, analytic) in enumerate(zip(self._capacity, self.space.capacity, strict=True)):
+            free = [i for i in range(len(analytic)) if (tier, i) not in self._simulated]
+            capacity[free] = factor * analytic[free]
+
+    def correction(self) -> float:
+        """Return simulated over analytic capacity, the geometric mean over the services that were simulated [-]."""
+        pairs = [(self._capacity[t][i], self.space.capacity[t][i]) for t, i in self._simulated]
+        logs = [math.log(own / analytic) for own, analytic in pairs if own > 0 and analytic > 0]
+        return math.exp(sum(logs) / len(logs)) if logs else 1.0
+
+    def corrected(self, most: float) -> Space:
+        """Return the space with simulated capacities, and analytic ones times the mean correction where there is none.
+
+        Parameters
+        ----------
+        most : float
+            Greatest correction of a service that was not simulated: the factor that :meth:`hope` was given [-].
+        """
+        other = copy.copy(self)
+        other._capacity = [c.copy() for c in self._capacity]
+        other.hope(min(self.correction(), most))
+        return replace(self.space, capacity=tuple(other._capacity))
+
+    def beats(self, winner: Candidate, loser: Candidate) -> None:
+        """Note that a plan is faster in simulation than one that differs from it in a single service."""
+        for a, b in zip(winner.groups, loser.groups, strict=True):
+            if a.service is not b.service:
+                self._beaten[b.tier, self._index(b)] = self._index(a)
+
+    def like(self, problem: Problem, space: Space) -> Search:
+        """Return the search of a problem that differs in a number, which services are faster in simulation known."""
+        other = Search(problem, space, quality_floor(problem))
+        other._beaten = self._beaten
+        if problem.outcomes is self.problem.outcomes:
+            other._frontiers = self._frontiers
+        return other
+
+    def is_simulated(self, group: Group) -> bool:
+        """Return whether the capacity of a group's service was simulated."""
+        return (group.tier, self._index(group)) in self._simulated
+
+    def analytic(self, group: Group) -> float:
+        """Return what a replica of a group bears by the analytic model [requests/s]."""
+        return float(self.space.capacity[group.tier][self._index(group)])
 
     def bears(self, candidate: Candidate) -> bool:
         """Return whether every replica of a plan bears its load, as far as is known."""
@@ -227,7 +285,7 @@ class Search:
 
     def lower_capacity(self, group: Group, share: float) -> None:
         """Note that a replica of this service does not bear this rate: its capacity is ``share`` of it."""
-        self._capacity[group.tier][self._index(group)] = share * group.rate
+        self.measure(group, share * group.rate)
 
     def _index(self, group: Group) -> int:
         return next(i for i, s in enumerate(self.space.services[group.tier]) if s is group.service)
@@ -242,23 +300,30 @@ class Search:
 
     def settle(self, candidate: Candidate) -> Candidate:
         """Return the candidate with the fastest service among those that need the same GPUs, and its mean latency."""
-        groups = tuple(self._fastest(g) for g in candidate.groups)
-        waits = [self.e2e(g) for g in groups]
+        fastest = [self._fastest(g) for g in candidate.groups]
         visits = dict(zip(candidate.rule.tiers, candidate.rule.visits, strict=True))
-        e2e = sum(float(visits[g.tier]) * w for g, w in zip(groups, waits, strict=True))
-        return replace(candidate, groups=groups, e2e_s=e2e)
+        e2e = sum(float(visits[g.tier]) * wait for g, wait in fastest)
+        return replace(candidate, groups=tuple(g for g, _ in fastest), e2e_s=e2e)
 
-    def _fastest(self, group: Group) -> Group:
+    def alike(self, group: Group) -> list[Group]:
+        """Return the ways to carry the load of a group on as many GPUs of the same kind."""
         rate = group.rate * group.replicas
-        options = [
+        return [
             Group(group.tier, s, group.gpus // s.gpus, rate / (group.gpus // s.gpus))
             for s, c in zip(self.space.services[group.tier], self._capacity[group.tier], strict=True)
             if s.deployment.accelerator == group.service.deployment.accelerator
             and group.gpus % s.gpus == 0
             and rate / (group.gpus // s.gpus) <= c
-        ] or [group]
+        ]
+
+    def _fastest(self, group: Group) -> tuple[Group, float]:
+        """Return the fastest way to carry the load of a group on its GPUs, and the mean time of a visit [s]."""
+        options = self.alike(group) or [group]
+        there = {self._index(o) for o in options}
+        options = [o for o in options if self._beaten.get((o.tier, self._index(o))) not in there] or options
         state = occupancy([o.service for o in options], np.array([o.rate for o in options]), self.space.load)
-        return options[int(np.argmin(state.e2e_s))]
+        best = int(np.argmin(state.e2e_s))
+        return options[best], float(state.e2e_s[best])
 
     def e2e(self, group: Group) -> float:
         """Return the mean time of a visit, analytic [s]."""
@@ -351,10 +416,12 @@ def refine(
     span = math.log(PRICE_SPAN)
     names = [f"ln_price_{i}" for i in everything]
     ranges = dict.fromkeys(names, optuna.distributions.FloatDistribution(-span, span))
-    proposals = Proposals(dict.fromkeys(names, 0.0), ranges, lambda s: optuna.samplers.TPESampler(seed=s))
-    sent = pickle.dumps(search)
+    proposals = Proposals([dict.fromkeys(names, 0.0)], ranges, lambda s: optuna.samplers.TPESampler(seed=s))
+    bare = copy.copy(search)
+    bare._frontiers = {}  # each trial has its own prices
+    sent = pickle.dumps(bare)
 
-    def evaluate(workers: Workers, params: list[Params]) -> Iterator[tuple[float, tuple[list[Rule], int]]]:
+    def evaluate(workers: Workers, params: list[Params]) -> Iterator[tuple[Told, tuple[list[Rule], int]]]:
         return workers(_tried, [(sent, tuple(p[n] for n in names)) for p in params])
 
     found = ledger.minimise(proposals, trials, seed, evaluate, progress)
@@ -362,7 +429,7 @@ def refine(
     return [rule for rules, _ in found for rule in rules]
 
 
-def _tried(task: tuple[bytes, tuple[float, ...]]) -> tuple[float, tuple[list[Rule], int]]:
+def _tried(task: tuple[bytes, tuple[float, ...]]) -> tuple[Told, tuple[list[Rule], int]]:
     """Return how good the best plan is at tier prices off their GPU time, the rules there, and how many were priced."""
     sent, ln_price = task
     search = copy.copy(_received(sent))  # its own count: a Dask worker may have several threads
@@ -371,7 +438,7 @@ def _tried(task: tuple[bytes, tuple[float, ...]]) -> tuple[float, tuple[list[Rul
     objective = search.problem.scenario.objective
     best = min((order(objective, search.floor, c) for c in candidates), default=(math.inf, math.inf))
     value = float(min(1e6 * best[0] + best[1], 1e9))
-    return value, ([c.rule for c in candidates], search.evaluated)
+    return Told((value,)), ([c.rule for c in candidates], search.evaluated)
 
 
 @lru_cache(maxsize=1)

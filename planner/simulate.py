@@ -33,7 +33,8 @@ from .timeline import Timeline, timeline
 HEADROOM = (
     0.9  # of the analytic capacity, mostly within 10 % of the simulated (studies/capacity_without_simulation) [-]
 )
-BISECTIONS = 7  # halvings of the bracket of a replica's capacity: its width ends below 1 % of the rate [-]
+LIKELY = (0.93, 1.06)  # shares of the analytic capacity between which the simulated one mostly lies [-]
+WIDTH = 0.0085  # of the bracket of a replica's capacity in the end, as a share of the analytic one [-]
 
 
 def measured_capacity(service: Service, workload: Workload, slo: Slo, guess: float, seed: int) -> float:
@@ -44,18 +45,23 @@ def measured_capacity(service: Service, workload: Workload, slo: Slo, guess: flo
     workload : Workload
         Requests whose lengths and pattern of arrivals are kept; the time axis is stretched to each rate tried.
     guess : float
-        The analytic capacity; the bracket starts from 0.3 to 1.3 times it [requests/s].
+        The analytic capacity; the answer lies between 0.3 and 1.3 times it [requests/s].
     """
-    if not keeps(run_at(service, workload, 0.3 * guess, seed), slo):
-        return 0.0
-    low, high = 0.3 * guess, 1.3 * guess
-    for _ in range(BISECTIONS):
+
+    def good(share: float) -> bool:
+        return keeps(run_at(service, workload, share * guess, seed), slo)
+
+    low, high = LIKELY
+    if not good(low):
+        low, high = 0.3, low
+        if not good(low):
+            return 0.0
+    elif good(high):
+        low, high = high, 1.3
+    while high - low > WIDTH:
         middle = (low + high) / 2
-        if keeps(run_at(service, workload, middle, seed), slo):
-            low = middle
-        else:
-            high = middle
-    return low
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low * guess
 
 
 def run_at(service: Service, workload: Workload, rate: float, seed: int) -> Records:

@@ -72,9 +72,12 @@ def enumerate_space(problem: Problem) -> Space:
     return Space(load, tuple(services), capacity, tuple(excluded))
 
 
-def with_slo(space: Space, slo: Slo) -> Space:
-    """Return the space under other objectives."""
-    return replace(space, capacity=tuple(capacities(list(s), space.load, slo) for s in space.services))
+def under_slo(analytic: Space, known: Space, slo: Slo) -> Space:
+    """Return the space under other objectives; what is known of a capacity keeps its ratio to the analytic one."""
+    after = tuple(capacities(list(s), analytic.load, slo) for s in analytic.services)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = [np.where(a > 0, k / a, 1.0) for k, a in zip(known.capacity, analytic.capacity, strict=True)]
+    return replace(known, capacity=tuple(r * c for r, c in zip(ratios, after, strict=True)))
 
 
 def _of_degree(problem: Problem, deployment: Deployment, tier: int, load: Load) -> list[Service | str]:

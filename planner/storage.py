@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,10 +47,18 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What a trial came to."""
+
+    values: tuple[float, ...]  # to be made small, one for each objective
+    constraints: Mapping[str, float] = field(default_factory=dict)  # kept where at most 0
+
+
+@dataclass(frozen=True, slots=True)
 class Proposals:
     """What trials are drawn from."""
 
-    first: Params  # parameters of trial 0
+    first: Sequence[Params]  # parameters of the first trials
     ranges: Mapping[str, optuna.distributions.BaseDistribution]
     sampler: Callable[[int], optuna.samplers.BaseSampler]  # of a seed
 
@@ -59,8 +67,8 @@ class Proposals:
         import numpy as np
         import optuna
 
-        if number == 0:
-            return dict(self.first)
+        if number < len(self.first):
+            return dict(self.first[number])
         study.sampler = self.sampler(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
         trial = study.ask(dict(self.ranges))
         study.tell(trial, state=optuna.trial.TrialState.FAIL)  # the finished one takes its place in what is known
@@ -72,30 +80,36 @@ class Ledger:
 
     def __init__(self, study: optuna.Study, shown: str, workers: Workers) -> None:
         self._study, self._shown, self._workers = study, shown, workers
+        self._done: dict[str, Any] | None = None  # results of simulations, once read
 
     def minimise(
         self,
         proposals: Proposals,
         trials: int,
         seed: int,
-        evaluate: Callable[[Workers, list[Params]], Iterator[tuple[float, Result]]],
+        evaluate: Callable[[Workers, list[Params]], Iterator[tuple[Told, Result]]],
         progress: Callable[[str, int, int], None],
     ) -> list[Result]:
-        """Return what each trial found besides its value, in order; see the module for what makes them repeatable.
+        """Return what each trial found besides its values, in order; see the module for what makes them repeatable.
 
-        A finished trial keeps its parameters and value; what else it found is worked out anew.
+        A finished trial keeps its parameters, values and constraints; what else it found is worked out anew.
         """
         import optuna
 
-        known = optuna.create_study()
+        known = optuna.create_study(directions=self._study.directions)
         found: list[Result] = []
         kept = self._study.get_trials(deepcopy=False)[:trials]
         for begin in range(0, trials, ROUND):
             numbers = range(begin, min(begin + ROUND, trials))
             params = [dict(kept[i].params) if i < len(kept) else proposals.draw(known, seed, i) for i in numbers]
-            for i, given, (value, result) in zip(numbers, params, evaluate(self._workers, params), strict=True):
+            for i, given, (told, result) in zip(numbers, params, evaluate(self._workers, params), strict=True):
                 if i == len(kept):
-                    done = optuna.trial.create_trial(params=given, distributions=dict(proposals.ranges), value=value)
+                    done = optuna.trial.create_trial(
+                        params=given,
+                        distributions=dict(proposals.ranges),
+                        values=told.values,
+                        constraints=dict(told.constraints),
+                    )
                     with _answering(self._shown):
                         self._study.add_trial(done)
                     kept.append(done)
@@ -109,8 +123,10 @@ class Ledger:
 
         ``work`` is a function of a module whose results are numbers, text, lists and dictionaries by text.
         """
-        with _answering(self._shown):
-            done = dict(self._study.user_attrs)
+        if self._done is None:
+            with _answering(self._shown):
+                self._done = dict(self._study.user_attrs)
+        done = self._done
         missing = {name: task for name, task in tasks.items() if name not in done}
         for name, result in zip(missing, self._workers(work, missing.values()), strict=True):
             with _answering(self._shown):
@@ -120,8 +136,13 @@ class Ledger:
 
 
 @contextmanager
-def ledger(problem: Problem, seed: int, means: Means) -> Iterator[Ledger]:
+def ledger(problem: Problem, seed: int, means: Means, objectives: Sequence[str] = ()) -> Iterator[Ledger]:
     """Provide the ledger of a search, begun or resumed, and at the end write it for optuna-dashboard if asked.
+
+    Parameters
+    ----------
+    objectives : sequence of str
+        Names of several objectives, all to be made small; by default one, the scenario's.
 
     Raises
     ------
@@ -133,7 +154,7 @@ def ledger(problem: Problem, seed: int, means: Means) -> Iterator[Ledger]:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     _check(means)
-    name = study_name(problem, seed)
+    name = study_name(problem, seed, objectives)
     shown = shown_storage(means.storage or "memory")
     with ExitStack() as stack:
         with _answering(shown):
@@ -142,14 +163,15 @@ def ledger(problem: Problem, seed: int, means: Means) -> Iterator[Ledger]:
         if means.storage is not None:
             _one_of(names, name, means.resume, shown)
         with _answering(shown):
-            study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+            directions = [optuna.study.StudyDirection.MINIMIZE] * max(len(objectives), 1)
+            study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, directions=directions)
         workers = stack.enter_context(working(means.workers, means.dask))
         yield Ledger(study, shown, workers)
         if means.dashboard is not None:
             _export(name, storage, means.dashboard)
 
 
-def study_name(problem: Problem, seed: int) -> str:
+def study_name(problem: Problem, seed: int, objectives: Sequence[str] = ()) -> str:
     """Return what a search is kept under: the scenario's name, a digest of all that decides the search, the version.
 
     The digest is over the scenario, the models, drafts and efficiencies it names, the requests, the outcomes and the
@@ -160,7 +182,8 @@ def study_name(problem: Problem, seed: int) -> str:
     w, o = problem.workload, problem.outcomes
     for array in (w.arrival, w.prompt, w.output, w.cached, *((o.weight, o.correct, o.signal) if o else ())):
         digest.update(b"-" if array is None else array.tobytes())
-    return f"{problem.scenario.name} {digest.hexdigest()[:12]} tierwise {version('tierwise')}"
+    asked = f" {','.join(objectives)}" if objectives else ""
+    return f"{problem.scenario.name}{asked} {digest.hexdigest()[:12]} tierwise {version('tierwise')}"
 
 
 def shown_storage(given: str) -> str:

@@ -23,7 +23,9 @@ Deployed = tuple[tuple[int, str, int], ...]
 Winner = Callable[[float], "Candidate | None"]
 
 
-def tipping_points(problem: Problem, space: Space, chosen: Candidate, rules: list[Rule]) -> list[dict[str, Any]]:
+def tipping_points(
+    problem: Problem, space: Space, chosen: Candidate, rules: list[Rule], known: Search | None = None
+) -> list[dict[str, Any]]:
     """Return, for each thing that may turn out different, the nearest value at which another deployment wins.
 
     Analytic, from what replicas bear in ``space``; values between those tried (FACTORS, STEPS, DROPS) are found by
@@ -37,24 +39,21 @@ def tipping_points(problem: Problem, space: Space, chosen: Candidate, rules: lis
         With the capacities that the plan was chosen on.
     rules : list of Rule
         Stop rules known to be good, tried besides the enumerated ones.
+    known : Search, optional
+        That knows which services are faster in simulation.
 
     Source
     ------
     Derivation.
     """
-    deployed, search = _deployed(chosen), Search(problem, space, quality_floor(problem))
+    deployed, search = _deployed(chosen), (known or Search(problem, space, None)).like(problem, space)
     # the load changes no price of a visit, hence no frontier: they are found once
     fronts = [list(search.rules(tiers, search.prices(tiers))) for tiers in search.subsets()]
     rows = [
-        *_both_ways("traffic.rate", "requests/s", problem.rate, _by_rate(problem, space, rules, fronts), deployed),
-        *_objective(problem, space, rules, deployed),
+        *_both_ways("traffic.rate", "requests/s", problem.rate, _by_rate(search, rules, fronts), deployed),
+        *_objective(search, rules, deployed),
     ]
-    rows += [
-        row
-        for g in chosen.groups
-        if g.service.draft is not None
-        for row in _acceptance(problem, space, rules, g, chosen)
-    ]
+    rows += [row for g in chosen.groups if g.service.draft is not None for row in _acceptance(search, rules, g, chosen)]
     return rows
 
 
@@ -67,11 +66,8 @@ def _name(service: Service) -> str:
     return f"{service.name} on {d.accelerator.name}, {d.limits.max_num_seqs} sequences"
 
 
-def _best(
-    problem: Problem, space: Space, rules: list[Rule], fronts: list[list[Rule]] | None = None
-) -> Candidate | None:
+def _best(search: Search, rules: list[Rule], fronts: list[list[Rule]] | None = None) -> Candidate | None:
     """Return the best plan of the known rules and frontiers, enumerated if not given; None if none is feasible."""
-    search = Search(problem, space, quality_floor(problem))
     known = [c for c in (search.allocate(rule) for rule in rules) if c is not None]
     more = search.enumerate() if fronts is None else [c for front in fronts for c in search.carried(front)]
     try:
@@ -80,9 +76,10 @@ def _best(
         return None
 
 
-def _by_rate(problem: Problem, space: Space, rules: list[Rule], fronts: list[list[Rule]]) -> Winner:
+def _by_rate(search: Search, rules: list[Rule], fronts: list[list[Rule]]) -> Winner:
     def best(rate: float) -> Candidate | None:
-        return _best(replace(problem, workload=at_rate(problem.workload, rate)), space, rules, fronts)
+        changed = replace(search.problem, workload=at_rate(search.problem.workload, rate))
+        return _best(search.like(changed, search.space), rules, fronts)
 
     return best
 
@@ -123,8 +120,9 @@ def _described(winner: Candidate | None) -> dict[str, Any] | None:
     }
 
 
-def _objective(problem: Problem, space: Space, rules: list[Rule], deployed: Deployed) -> list[dict[str, Any]]:
+def _objective(search: Search, rules: list[Rule], deployed: Deployed) -> list[dict[str, Any]]:
     """Return the changes of lambda, the budget or the quality floor, and of the price of a GPU that amount to them."""
+    problem = search.problem
     objective = problem.scenario.objective
     assert objective is not None
     several = len(problem.pools) > 1
@@ -132,9 +130,8 @@ def _objective(problem: Problem, space: Space, rules: list[Rule], deployed: Depl
 
     def best(value: float) -> Candidate | None:
         changed = objective.model_copy(update={name: value})
-        return _best(
-            replace(problem, scenario=problem.scenario.model_copy(update={"objective": changed})), space, rules
-        )
+        asked = replace(problem, scenario=problem.scenario.model_copy(update={"objective": changed}))
+        return _best(search.like(asked, search.space), rules)
 
     floor = quality_floor(problem)
     if floor is not None:
@@ -168,11 +165,9 @@ def _price_row(price: float, unit: str, tried: float, to: float | None, plan: di
     }
 
 
-def _acceptance(
-    problem: Problem, space: Space, rules: list[Rule], group: Group, chosen: Candidate
-) -> list[dict[str, Any]]:
+def _acceptance(search: Search, rules: list[Rule], group: Group, chosen: Candidate) -> list[dict[str, Any]]:
     """Return the fall of the acceptance of one tier's draft, the others as they are, at which another plan wins."""
-    service = group.service
+    problem, space, service = search.problem, search.space, group.service
     assert service.draft is not None
     value, deployed = service.draft.acceptance.value, _deployed(chosen)
 
@@ -181,7 +176,7 @@ def _acceptance(
 
     def best(acceptance: float) -> Candidate | None:
         changed = _with_acceptance(problem, space, group.tier, dict(zip(same, before, strict=True)), acceptance)
-        return _best(problem, changed, rules, [])
+        return _best(search.like(problem, changed), rules, [])
 
     tried = [value - d for d in DROPS if d < value]
     key = f"acceptance of {service.draft.model.name} for {problem.scenario.tiers[group.tier].name}"

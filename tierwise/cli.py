@@ -237,11 +237,15 @@ def plan(
     workers: Annotated[int, typer.Option(help="processes for trials and simulations; the plan is the same")] = 1,
     dask: Annotated[str | None, typer.Option(help="address of a Dask scheduler to send them to instead")] = None,
     sweep: SweepOption = None,
+    objectives: Annotated[
+        str | None, typer.Option(help="two or more of cost,quality,latency,energy: all plans that none beats in them")
+    ] = None,
 ) -> None:
     """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario.
 
     With --output: plan.json, frontier.csv, frontier.png, launch-TIER.sh, bench.sh, policy.json and scenario.yaml; with
-    --sweep as well: sweep.json, sweep.csv, sweep.png, and sweep.jsonl, whose finished points are not planned again.
+    --sweep as well: sweep.json, sweep.csv, sweep.png, and sweep.jsonl, whose finished points are not planned again;
+    with --objectives as well: pareto.json, pareto.csv and pareto.png.
     """
     from planner.plan import plan_scenario
     from planner.report import write_report
@@ -251,6 +255,10 @@ def plan(
 
     settings = [*(set_ or ()), *(() if profile is None else (f"fleet.profile={profile}",))]
     means = Means(storage, resume, export_dashboard, workers, dask)
+    if objectives is not None:
+        require(not sweep, "objectives", "must come without a sweep", objectives)
+        _pareto(scenario, settings, objectives, seed, means, format, output)
+        return
     if sweep:
         require(means == Means(), "sweep", "must come without the options of one search: it keeps its points", sweep)
         _sweep(scenario, settings, sweep, seed, format, output)
@@ -661,6 +669,31 @@ def _sweep(
     if reused:
         sys.stderr.write(f"tierwise: {reused} of {len(rows)} points were in {output}/sweep.jsonl\n")
     _emit(result, show.sweep, format, None, "")
+
+
+def _pareto(
+    scenario: str | None,
+    settings: list[str],
+    objectives: str,
+    seed: int | None,
+    means: Any,
+    format: Format,
+    output: Path | None,
+) -> None:
+    from planner.objectives import pareto_plans, parse_objectives
+    from planner.report import write_pareto
+
+    from . import show
+
+    names = parse_objectives(objectives)
+    if output is not None:
+        _folder(output)
+    asked, start = _scenario(scenario, settings, seed)
+    with _progress() as progress:
+        result = pareto_plans(asked, start, names, seed, progress, means)
+    if output is not None:
+        write_pareto(result, output)
+    _emit(result, show.pareto, format, None, "")
 
 
 def _scenario(name: str | None, overrides: list[str] | None, seed: int | None) -> tuple[Any, Path]:

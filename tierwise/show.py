@@ -489,6 +489,7 @@ def plan(result: dict[str, Any]) -> None:
         )
     console.print(tiers)
     console.print(_comparison(result))
+    console.print(_shortlist(result))
     for sentence in result["explanation"][1:]:
         console.print(f"- {sentence}", soft_wrap=False)
     console.print(
@@ -518,11 +519,64 @@ def sweep(result: dict[str, Any]) -> None:
     console.print(table)
 
 
+PARETO_ROWS = 24  # of a Pareto set that are printed; the JSON and the CSV hold all
+
+
+def pareto(result: dict[str, Any]) -> None:
+    """Print the plans that none beats in several objectives, evenly thinned where they are many."""
+    console, rows, search = _console(), result["pareto"], result["search"]
+    goals = ", ".join(f"{o['goal']} {o['name']}" for o in result["objectives"])
+    console.print(
+        f"{result['scenario']}: {len(rows)} plans that none beats in {goals}, of {search['feasible']:,} feasible ones "
+        f"({search['looked_at']:,} looked at, {search['method']}). Figures are analytic, replicas loaded to at most "
+        f"{search['load_at_most']:.0%} of what they bear."
+    )
+    table = _table("Pareto set", "USD/1000", "quality", "to answer", "J/request", "GPUs", "best in")
+    table.add_column("tiers", overflow="fold")
+    step = max(1, -(-len(rows) // PARETO_ROWS))
+    for r in (r for i, r in enumerate(rows) if i % step == 0 or r["best_in"]):
+        table.add_row(
+            f"{r['usd_per_1000_requests']:.3f}",
+            _or_none(r["quality"], "{:.4f}"),
+            _time(r["e2e_mean_s"]),
+            f"{r['joules_per_request']:.0f}",
+            str(r["gpus"]),
+            ", ".join(r["best_in"]),
+            "; ".join(r["tiers"]),
+        )
+    console.print(table)
+    for r in (r for r in rows if r["simulated"]):
+        s = r["simulated"]
+        console.print(
+            f"- Best in {' and '.join(r['best_in'])}, simulated: {s['usd_per_1000_requests']:.3f} USD per 1000 "
+            f"requests, quality {_or_none(s['quality'], '{:.4f}')}, {_time(s['e2e_mean_s'])} to the final answer, "
+            f"{s['joules_per_request']:.0f} J a request, p99 TTFT {_time(s['ttft_p99_s'])}: it "
+            f"{'keeps' if s['keeps_slos'] else 'misses'} the SLOs."
+        )
+
+
 def _schedule(ranges: list[list[int]]) -> str:
     if not ranges:
         return "-"
     shown = [f"{a}-{b}: {g}" for a, b, g in ranges]
     return ", ".join(shown[:3]) + (f", ... {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+SHORTLIST_ROWS = 6  # of a shortlist that are printed; the JSON holds all
+
+
+def _shortlist(result: dict[str, Any]) -> Table:
+    table = _table("Shortlist", "plan", "GPUs", "USD/1000", "requests run")
+    table.add_column("why", overflow="fold")
+    for row in result["shortlist"][:SHORTLIST_ROWS]:
+        table.add_row(
+            "in" if row["in"] else "out",
+            str(row["gpus"]),
+            f"{row['usd_per_1000_requests']:.3f}",
+            str(row["requests_simulated"]),
+            f"{' + '.join(row['tiers'])}: {row['why']}",
+        )
+    return table
 
 
 def _comparison(result: dict[str, Any]) -> Table:
