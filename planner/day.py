@@ -1,9 +1,9 @@
-r"""The plan of a day: replicas, stop rule and draft lengths for each hour, and what it takes to go from one to the next.
+r"""The plan of a day: replicas, stop rule and draft lengths for each hour, and what going from one to the next takes.
 
 Requests come at a rate that is constant on pieces of time. A piece lasts far longer than a request, so each is planned
 in its own steady state (the pointwise stationary approximation: Green & Kolesar 1991, Management Science 37:84). Step
-times, the loads that replicas bear and the frontiers of stop rules do not depend on the rate: they are found once, and a
-piece costs only the counting of replicas, whatever the number of GPUs.
+times, the loads that replicas bear and the frontiers of stop rules do not depend on the rate: they are found once, and
+a piece costs only the counting of replicas, whatever the number of GPUs.
 
 Between pieces replicas of some services start and of others stop. A replica that serves from the beginning of a piece
 is asked for a lead of
@@ -37,6 +37,7 @@ from theory.errors import InfeasibleError, refuse, require
 from . import explain
 from .build import Problem, joined_names, resolve
 from .frontier import hull, lambda_of
+from .plan import Progress, silent
 from .scenario import Arrivals, Scenario
 from .search import Candidate, Group, Rule, Search, best_of, price, quality_floor
 from .service import Service
@@ -96,7 +97,7 @@ def plan_day(
     folder: Path,
     profile: str | None = None,
     seed: int | None = None,
-    progress: Any = lambda what, done, of: None,
+    progress: Progress = silent,
     means: Means | None = None,
 ) -> dict[str, Any]:
     """Return the plan of a scenario's day with the keys of ``tierwise plan --day --format json``.
@@ -332,7 +333,7 @@ def _clock(seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _settled(day: Day, kept: Ledger, progress: Any) -> tuple[dict[int, dict[str, Any]], int]:
+def _settled(day: Day, kept: Ledger, progress: Progress) -> tuple[dict[int, dict[str, Any]], int]:
     """Plan until the replicas of all plans bear their loads in simulation and a sample of pieces keeps the SLOs.
 
     Returns the simulated figures of the sample by piece, and how many runs that took.
@@ -383,7 +384,7 @@ def _measured(task: tuple[Any, ...]) -> float:
     return measured_capacity(*task)
 
 
-def _check(day: Day, kept: Ledger, progress: Any) -> tuple[dict[int, dict[str, Any]], list[Group]]:
+def _check(day: Day, kept: Ledger, progress: Progress) -> tuple[dict[int, dict[str, Any]], list[Group]]:
     """Return the simulated figures of a sample of pieces, greatest rate first, to the first that misses an SLO.
 
     With them the groups that miss it there; the loads of replicas differ little between pieces.
@@ -435,12 +436,8 @@ def sampled(rates: Sequence[float], count: int = CHECKED) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _result(
-    scenario: Scenario, day: Day, checked: dict[int, dict[str, Any]], runs: int, seed: int
-) -> dict[str, Any]:
-    rows = [
-        _row(day, i, switch, checked.get(i)) for i, switch in enumerate(day.switches())
-    ]
+def _result(scenario: Scenario, day: Day, checked: dict[int, dict[str, Any]], runs: int, seed: int) -> dict[str, Any]:
+    rows = [_row(day, i, switch, checked.get(i)) for i, switch in enumerate(day.switches())]
     total, static = _total(day, rows), _static(day)
     result: dict[str, Any] = {
         "scenario": scenario.name,
@@ -479,7 +476,8 @@ def _row(day: Day, index: int, switch: Switch, simulated: dict[str, Any] | None)
         "switching_usd": switch.usd,
     }
     if plan is None or problem is None:
-        return row | {"usd_per_hour": 0.0, "tiers": [], "predicted": None, "simulated": None, "stop_rule": None}
+        idle = {"usd_per_hour": 0.0, "usd_per_1000_requests": None, "quality": None, "used": 0.0, "tiers": []}
+        return row | idle | dict.fromkeys(("first_stops", "stop_rule", "lambda_interval", "predicted", "simulated"))
     predicted = explain.predicted(problem, day.space, plan)
     tiers = explain.tiers(problem, day.space, plan)
     for tier, own in zip(tiers, predicted["tiers"], strict=True):

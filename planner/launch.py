@@ -106,7 +106,7 @@ def serve_arguments(result: dict[str, Any], scenario: Scenario, tier: dict[str, 
         ("--tensor-parallel-size", str(tier["tp"])),
         ("--dtype", "bfloat16"),
         ("--max-model-len", str(result["traffic"]["max_tokens"])),
-        ("--max-num-seqs", str(engine.max_num_seqs)),
+        ("--max-num-seqs", str(tier["max_num_seqs"])),
         ("--max-num-batched-tokens", str(engine.max_num_batched_tokens)),
         ("--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"),
         ("--block-size", str(engine.block_size)),
@@ -249,9 +249,9 @@ def resolved(scenario: Scenario, seed: int, folder: Path, output: Path) -> str:
     """
     data = scenario.model_dump(mode="json", exclude_unset=True)
     data.setdefault("search", {})["seed"] = seed
-    profile = data["fleet"].get("profile")
-    if profile is not None and profile.endswith(".toml"):  # a path from where the command was given
-        data["fleet"]["profile"] = os.path.abspath(profile)
+    for pool in data["fleet"] if isinstance(data["fleet"], list) else [data["fleet"]]:
+        if (pool.get("profile") or "").endswith(".toml"):  # a path from where the command was given
+            pool["profile"] = os.path.abspath(pool["profile"])
 
     def beside(name: str) -> str:
         path = folder / name

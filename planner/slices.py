@@ -6,11 +6,11 @@ its usual share of the run when
 
 .. math:: N / r \ge 30\, T
 
-Ten thousand GPUs serve 40,000 requests a second; 20,000 requests would fill them for half a second and show batches that
+Ten thousand GPUs serve 40,000 requests a second; 20,000 requests would last half a second there and show batches that
 never grew. Replicas that are served in turn or at random are alike, and each sees a thinned stream of the fleet's
 requests: m of M replicas, with m / M of the requests, see the same. In turn, the gaps at a replica are Erlang of M
-stages, in the slice of m; both come close to even gaps from a few replicas on. With ``least-outstanding`` a larger fleet
-balances better than its slice, which is then the more careful one.
+stages, in the slice of m; both come close to even gaps from a few replicas on. With ``least-outstanding`` a larger
+fleet balances better than its slice, which is then the more careful one.
 """
 
 from __future__ import annotations

@@ -242,11 +242,15 @@ def plan(
     workers: Annotated[int, typer.Option(help="processes for trials and simulations; the plan is the same")] = 1,
     dask: Annotated[str | None, typer.Option(help="address of a Dask scheduler to send them to instead")] = None,
     sweep: SweepOption = None,
+    day: Annotated[
+        bool, typer.Option("--day", help="plan each piece of piecewise arrivals: replicas by the hour, and switching")
+    ] = False,
 ) -> None:
     """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario.
 
     With --output: plan.json, frontier.csv, frontier.png, launch-TIER.sh, bench.sh, policy.json and scenario.yaml; with
-    --sweep as well: sweep.json, sweep.csv, sweep.png, and sweep.jsonl, whose finished points are not planned again.
+    --sweep as well: sweep.json, sweep.csv, sweep.png, and sweep.jsonl, whose finished points are not planned again;
+    with --day as well: day.json, day.csv, day.png and scenario.yaml.
     """
     from planner.plan import plan_scenario
     from planner.report import write_report
@@ -257,12 +261,23 @@ def plan(
     settings = [*(set_ or ()), *(() if profile is None else (f"fleet.profile={profile}",))]
     means = Means(storage, resume, export_dashboard, workers, dask)
     if sweep:
-        require(means == Means(), "sweep", "must come without the options of one search: it keeps its points", sweep)
+        alone = means == Means() and not day
+        require(alone, "sweep", "must come without --day and the options of one search: it keeps its points", sweep)
         _sweep(scenario, settings, sweep, seed, format, output)
         return
     if output is not None:
         _folder(output)
     asked, start = _scenario(scenario, settings, seed)
+    if day:
+        from planner.day import plan_day
+        from planner.report import write_day
+
+        with _progress() as progress:
+            result = plan_day(asked, start, seed=seed, progress=progress, means=means)
+        if output is not None:
+            write_day(result, output, asked, start)
+        _emit(result, show.day, format, None, "")
+        return
     with _progress() as progress:
         result = plan_scenario(asked, start, seed=seed, progress=progress, means=means)
     if output is not None:

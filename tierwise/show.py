@@ -504,6 +504,69 @@ def sweep(result: dict[str, Any]) -> None:
     console.print(table)
 
 
+def day(result: dict[str, Any]) -> None:
+    """Print the plan of a day, one line a piece."""
+    console = _console()
+    console.print(f"[bold]{result['scenario']}[/bold]: {result['explanation'][0]}")
+    table = _table("Day", "from", "requests/s", "GPUs", "start", "USD/h", "USD/1000", "end at each tier")
+    table.add_column("replicas x TP (draft length at the mean batch)", overflow="fold")
+    for row in result["periods"]:
+        tiers = row["tiers"]
+        table.add_row(
+            _clock(row["start_s"]),
+            f"{row['requests_per_s']:,.5g}",
+            str(row["gpus"]),
+            f"+{row['started_gpus']}" if row["started_gpus"] else "",
+            f"{row['usd_per_hour']:,.0f}" if row["usd_per_hour"] > 100 else f"{row['usd_per_hour']:.3g}",
+            _or_none(row["usd_per_1000_requests"], "{:.3f}"),
+            " ".join(f"{t['stop_fraction']:.0%}" for t in tiers),
+            ", ".join(f"{t['name']} {t['replicas']} x {t['tp']} ({t['draft_length_at_mean_batch']})" for t in tiers),
+        )
+    console.print(table)
+    services = _table("Replicas", "tier", "model", "TP", "draft", "draft length by batch")
+    for cells in dict.fromkeys(_replica(tier) for row in result["periods"] for tier in row["tiers"]):
+        services.add_row(*cells)
+    console.print(services)
+    _checked(console, result)
+    for sentence in result["explanation"][1:]:
+        console.print(f"- {sentence}", soft_wrap=False)
+    spent = result["wall_s"]
+    console.print(
+        f"({spent['total']:.1f} s, {spent['enumerating'] + spent['planning']:.1f} of them analytic; step times: "
+        f"{result['provenance']['step_time']}, profile {result['provenance']['profile']})"
+    )
+
+
+def _replica(tier: dict[str, Any]) -> tuple[str, ...]:
+    return tier["name"], tier["model"], str(tier["tp"]), tier["draft"] or "none", _schedule(tier["schedule"])
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}"
+
+
+def _checked(console: Console, result: dict[str, Any]) -> None:
+    """Print predicted beside simulated figures of the pieces that were simulated."""
+    table = _table("Predicted (90 %) / simulated (95 %)", "from", "mean TPOT [ms]", "p99 TTFT [ms]", "answer [s]")
+    table.add_column("quality", justify="right", no_wrap=True)
+    table.add_column("of the fleet", justify="right", no_wrap=True)
+    for c in result["checked"]:
+        ttft, tpot, e2e, quality = c["ttft_p99_s"], c["tpot_mean_s"], c["e2e_mean_s"], c["quality"]
+        own, seen = (
+            f"{1000 * tpot[of]:.3g} ({' to '.join('-' if x is None else f'{1000 * x:.3g}' for x in tpot[ends])})"
+            for of, ends in (("predicted", "predicted_interval"), ("simulated", "simulated_interval"))
+        )
+        table.add_row(
+            _clock(c["start_s"]),
+            f"{own} / {seen}",
+            f"{1000 * ttft['predicted']:.3g} / {1000 * ttft['simulated']:.3g}",
+            f"{e2e['predicted']:.3g} / {e2e['simulated']:.3g}",
+            "-" if quality["predicted"] is None else f"{quality['predicted']:.4f} / {quality['simulated']:.4f}",
+            f"{c['fleet_share']:.2g}",
+        )
+    console.print(table)
+
+
 def _schedule(ranges: list[list[int]]) -> str:
     if not ranges:
         return "-"
