@@ -23,6 +23,7 @@ from .simulate import measured_capacity, missed, simulate_candidate
 from .space import Space, enumerate_space, with_slo
 from .storage import Ledger, Means, ledger
 from .tipping import tipping_points
+from .today import today
 
 CAPACITY_REQUESTS = 6000  # of the scenario, simulated at each rate to find what a replica bears [-]
 CAPACITY_STEP = 0.95  # a service that misses an SLO in simulation is taken to bear this share of that load [-]
@@ -84,7 +85,7 @@ def plan_scenario(
     with ledger(problem, used_seed, means or Means()) as kept:
         rules = [c.rule for c in candidates] + refine(search, scenario.search.trials, used_seed, kept, progress)
         chosen, simulated, tried, candidates = _verified(search, rules, used_seed, kept, progress)
-        baseline = _baseline(search, used_seed, kept, progress)
+        baseline = _baseline(search, used_seed, kept, progress) | {"today": today(search, used_seed, kept)}
     vertices = hull(candidates)
     figures = explain.predicted(problem, space, chosen)
     result = {

@@ -53,7 +53,8 @@ OutputOption = Annotated[Path | None, typer.Option("--output", help="folder for 
 SeedOption = Annotated[int | None, typer.Option("--seed", help="seed of every random draw")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="scenario override a.b=value, repeatable")]
 SweepOption = Annotated[
-    list[str] | None, typer.Option("--sweep", help="KEY=a:b:logN, a:b:linN or v1,v2,...; repeatable, gives the grid")
+    list[str] | None,
+    typer.Option("--sweep", help="KEY=a:b:logN, a:b:linN or v1,v2,... (gpu=KIND@PRICE,...); repeatable: a grid"),
 ]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="efficiency profile: name or TOML file")]
 ScenarioArgument = Annotated[str | None, typer.Argument(help="YAML file or shipped name; the shipped one by default")]
@@ -674,7 +675,7 @@ def _sweep(
 ) -> None:
     from planner.report import write_sweep
     from planner.scenario import SHIPPED
-    from planner.sweep import grid, parse_axis, sweep
+    from planner.sweep import grid, notes, parse_axis, sweep
 
     from . import show
 
@@ -690,7 +691,7 @@ def _sweep(
             f"finished points are in {output}/sweep.jsonl: the same command goes on" if output else "nothing was kept"
         )
         raise Interrupted(kept) from None
-    result = {"scenario": points[0].scenario.name, "points": rows}
+    result = {"scenario": points[0].scenario.name, "points": rows, "notes": notes(rows)}
     if output is not None:
         write_sweep(result, output)
     if reused:

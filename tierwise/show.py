@@ -502,6 +502,8 @@ def sweep(result: dict[str, Any]) -> None:
         )
         table.add_row(*given, str(r["gpus"]), *figures, described(r["tiers"]))
     console.print(table)
+    for note in result["notes"]:
+        console.print(f"- {note}")
 
 
 def day(result: dict[str, Any]) -> None:
@@ -579,6 +581,8 @@ def _comparison(result: dict[str, Any]) -> Table:
         ("plan", result["predicted"], result["simulated"])
     ]
     base = result["baseline"]
+    if base["today"] is not None:
+        columns.append(("today", base["today"]["predicted"], base["today"]["simulated"]))
     for key, label in (("plain", base["name"]), ("speculative", "the same with a draft")):
         row = base[key]
         columns.append((label, row and row["predicted"], row and row["simulated"]))
@@ -595,7 +599,7 @@ def _comparison(result: dict[str, Any]) -> Table:
         ("mean time to final answer", lambda p, s: f"{_time(p['e2e_mean_s'])} / {_time(s['e2e_s']['mean'])}"),
     ]
     for name, cell in rows:
-        table.add_row(name, *("does not fit" if p is None or s is None else cell(p, s) for _, p, s in columns))
+        table.add_row(name, *("not feasible" if p is None or s is None else cell(p, s) for _, p, s in columns))
     return table
 
 
