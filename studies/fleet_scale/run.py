@@ -1,8 +1,8 @@
 """Claim: a day of traffic on 10,000 GPUs is planned in under a minute, and a simulated sample of it agrees.
 
 Planning time against GPUs and hours; the cost of 1000 requests against the size of the fleet, beside what whole
-replicas can lose at most; a replica in a fleet of m under three rules of routing, beside the theory of Poisson arrivals;
-the day of the shipped scenario `fleet-day`, predicted and simulated; what happens when replicas come up late.
+replicas can lose at most; a replica in a fleet of m under three rules of routing, beside the theory of Poisson
+arrivals; the day of the shipped scenario `fleet-day`, predicted and simulated; what happens when replicas come up late.
 
     python studies/fleet_scale/run.py [--quick] [--output DIR]
 
@@ -57,15 +57,15 @@ def cpu(work: Any) -> tuple[float, Any]:
 
 
 def scaled_day(gpus: int, hours: int) -> tuple[Any, Path]:
-    """Return the shipped day on another number of GPUs, its rates in proportion, its hours over and over."""
-    scenario, folder = load_scenario("fleet-day")
+    """Return the shipped day for about as many GPUs, its rates in proportion, its hours over and over; room for twice."""
+    scenario, _ = load_scenario("fleet-day")
     assert scenario.traffic.arrivals is not None
     assert scenario.traffic.arrivals.rates is not None
     rates = [r * gpus / 10_000 for r in scenario.traffic.arrivals.rates]
     long = [rates[i % len(rates)] * (1 + 0.01 * (i // len(rates))) for i in range(hours)]
     top = max(long) / max(rates)
     arrivals = {"kind": "piecewise", "rates": [r / top for r in long], "durations_s": [3600]}
-    return load_scenario("fleet-day", [f"fleet.gpus={gpus}", f"traffic.arrivals={json.dumps(arrivals)}"])
+    return load_scenario("fleet-day", [f"fleet.gpus={2 * gpus}", f"traffic.arrivals={json.dumps(arrivals)}"])
 
 
 def planning_time(gpus: int, hours: int) -> dict[str, Any]:
@@ -320,8 +320,8 @@ def readme(r: dict[str, Any]) -> str:
         for x in r["by_gpus"] + r["by_hours"]
     )
     sizes = "\n".join(
-        f"| {x['gpus']:,} | {x['requests_per_s']:,.0f} | {x['used_gpus']:,} | {x['usd_per_1000']:.4f} | {x['loss']:.2%} | "
-        f"{x['loss_at_most']:.2%} | {x['plan']} |"
+        f"| {x['gpus']:,} | {x['requests_per_s']:,.0f} | {x['used_gpus']:,} | {x['usd_per_1000']:.4f} "
+        f"| {x['loss']:.2%} | {x['loss_at_most']:.2%} | {x['plan']} |"
         for x in r["sizes"]
     )
 
@@ -336,6 +336,11 @@ def readme(r: dict[str, Any]) -> str:
         f"{c['quality']['predicted']:.4f} / {c['quality']['simulated']:.4f} |"
         for c in r["day"]["checked"]
     )
+
+    def gain(key: str) -> str:
+        best = next(x for x in reversed(routed["rows"]) if x["routing"] == "least-outstanding")
+        return f"{1 - best[key] / routed['theory'][key]:.0%}"
+
     last = {x["routing"]: x for x in routed["rows"][-3:]}
     fleets = ", ".join(f"{k}: TPOT {ms(x['tpot_s'])} ms, p99 TTFT {ms(x['ttft_p99_s'])} ms" for k, x in last.items())
     return f"""# A day on 10,000 GPUs
@@ -370,9 +375,9 @@ The whole command, with {r["day"]["evaluated"]["simulated"]} simulations of repl
 
 ## What whole replicas lose
 
-The cheapest plan at the load that a fleet of each size would carry if replicas came in any fraction. A tier gets at most
-one replica more than it needs, so the loss is at most the GPUs of one replica of each tier over those of the fleet: it
-falls with the size. The stop rule moves within that, since spare replicas answer what would otherwise end earlier.
+The cheapest plan at the load that a fleet of each size would carry if replicas came in any fraction. A tier gets at
+most one replica more than it needs, so the loss is at most the GPUs of one replica of each tier over those of the fleet:
+it falls with the size.
 
 | GPUs | requests/s | used | USD per 1000 | lost | at most | plan |
 |---|---|---|---|---|---|---|
@@ -380,8 +385,8 @@ falls with the size. The stop rule moves within that, since spare replicas answe
 
 ## Hours predicted and simulated
 
-Simulated is a slice of the fleet whose replicas have the loads of all (`planner.slices`): 20,000 requests would last half
-a second on the whole of it, and show batches that never grew. Times in ms.
+Simulated is a slice of the fleet whose replicas have the loads of all (`planner.slices`): 20,000 requests would last
+half a second on the whole of it, and show batches that never grew. Times in ms.
 
 | from | requests/s | slice | TPOT predicted (90 %) | TPOT simulated (95 %) | p99 TTFT | quality |
 |---|---|---|---|---|---|---|
@@ -389,18 +394,20 @@ a second on the whole of it, and show batches that never grew. Times in ms.
 
 ## A replica in a fleet of m
 
-{routed["service"]} at {routed["requests_per_s"]:.3g} requests/s, {SHARE:.0%} of what it bears. Split at random, Poisson
-requests are Poisson at every replica, so nothing changes with m: theory has TPOT {ms(routed["theory"]["tpot_s"])} ms and
-p99 TTFT {ms(routed["theory"]["ttft_p99_s"])} ms. In turn, gaps at a replica become even; sent to whoever has least to
-do, requests see the mean of the fleet. In a fleet of {routed["rows"][-1]["replicas"]}: {fleets}. What a fleet gains from
-being large, beyond whole replicas, is in the tail of the first token; the mean batch, and with it cost, hardly moves. The
-plan takes the Poisson figure at every size.
+{routed["service"]} at {routed["requests_per_s"]:.3g} requests/s, {SHARE:.0%} of what it bears. Split at random,
+Poisson requests are Poisson at every replica, so nothing changes with m: theory has TPOT
+{ms(routed["theory"]["tpot_s"])} ms and p99 TTFT {ms(routed["theory"]["ttft_p99_s"])} ms. In turn, gaps at a replica
+become even; sent to whoever has least to do, requests see the mean of the fleet.
+In a fleet of {routed["rows"][-1]["replicas"]}: {fleets}.
+
+So a large fleet gains, beyond whole replicas, {gain("tpot_s")} of mean TPOT and {gain("ttft_p99_s")} of p99 TTFT by
+sending each request to whoever has least to do, against the Poisson figures that the plan takes at every size.
 
 ## Replicas that come late
 
-The load of {step["from"]} replicas rises to that of {step["to"]}. With the {step["to"] - step["from"]} added ones up when
-it rises, p99 TTFT over the next {step["lead_s"]:.0f} s is {ms(step["in_time_ttft_p99_s"])} ms; asked for only then, and
-up after provisioning and loading, it is {ms(step["late_ttft_p99_s"])} ms. That lead is what the plan pays for.
+The load of {step["from"]} replicas rises to that of {step["to"]}. With the {step["to"] - step["from"]} added ones up
+when it rises, p99 TTFT over the next {step["lead_s"]:.0f} s is {ms(step["in_time_ttft_p99_s"])} ms; asked for only
+then, and up after provisioning and loading, it is {ms(step["late_ttft_p99_s"])} ms. That lead is what the plan pays for.
 
 ## What this does not say
 
