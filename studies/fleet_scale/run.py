@@ -57,7 +57,7 @@ def cpu(work: Any) -> tuple[float, Any]:
 
 
 def scaled_day(gpus: int, hours: int) -> tuple[Any, Path]:
-    """Return the shipped day for about as many GPUs, its rates in proportion, its hours over and over; room for twice."""
+    """Return the shipped day with rates for so many GPUs, its hours over and over, on a fleet of twice as many."""
     scenario, _ = load_scenario("fleet-day")
     assert scenario.traffic.arrivals is not None
     assert scenario.traffic.arrivals.rates is not None
@@ -376,8 +376,8 @@ The whole command, with {r["day"]["evaluated"]["simulated"]} simulations of repl
 ## What whole replicas lose
 
 The cheapest plan at the load that a fleet of each size would carry if replicas came in any fraction. A tier gets at
-most one replica more than it needs, so the loss is at most the GPUs of one replica of each tier over those of the fleet:
-it falls with the size.
+most one replica more than it needs, so the loss is at most the GPUs of one replica of each tier over those of the
+fleet: it falls with the size.
 
 | GPUs | requests/s | used | USD per 1000 | lost | at most | plan |
 |---|---|---|---|---|---|---|
@@ -407,7 +407,8 @@ sending each request to whoever has least to do, against the Poisson figures tha
 
 The load of {step["from"]} replicas rises to that of {step["to"]}. With the {step["to"] - step["from"]} added ones up
 when it rises, p99 TTFT over the next {step["lead_s"]:.0f} s is {ms(step["in_time_ttft_p99_s"])} ms; asked for only
-then, and up after provisioning and loading, it is {ms(step["late_ttft_p99_s"])} ms. That lead is what the plan pays for.
+then, and up after provisioning and loading, it is {ms(step["late_ttft_p99_s"])} ms. That lead is what the plan pays
+for.
 
 ## What this does not say
 
