@@ -153,16 +153,12 @@ class Day:
     def plan(self) -> None:
         """Choose the plans of all pieces with what is now known of capacities."""
         start = time.perf_counter()
-        known: dict[float, list[Candidate]] = {}
-        for piece, problem in zip(self.pieces, self.problems, strict=True):
-            if problem is not None and piece.rate not in known:
-                known[piece.rate] = self._of(piece, problem, None)
-        peak = self.peak
-        top = known[self.pieces[peak].rate][0]
-        alike = {id(g.service) for g in top.groups}
-        for piece, problem in zip(self.pieces, self.problems, strict=True):
-            if problem is not None and piece.rate != self.pieces[peak].rate:
-                known[piece.rate] += self._of(piece, problem, alike)
+        at_rate_of = {p.rate: (p, problem) for p, problem in zip(self.pieces, self.problems, strict=True) if problem}
+        known = {rate: self._of(piece, problem, None) for rate, (piece, problem) in at_rate_of.items()}
+        top = self.pieces[self.peak].rate
+        alike = {id(g.service) for g in known[top][0].groups}
+        for rate, (piece, problem) in at_rate_of.items():
+            known[rate] += self._of(piece, problem, alike) if rate != top else []
         self.leading = [known.get(p.rate, []) if p.rate > 0 else [] for p in self.pieces]
         self.plans = self._chain()
         self.wall_s += time.perf_counter() - start

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from theory.work import parameters as parameters
 
     from .verbs import plan as plan
+    from .verbs import plan_day as plan_day
     from .verbs import simulate as simulate
 
 __version__ = "0.1.0"
@@ -51,7 +52,7 @@ _HOME = {
     "theory.specs": ("Accelerator", "Deployment", "Limits", "Transformer"),
     "theory.speculation": ("speedup", "tokens_per_round"),
     "theory.work": ("parameters",),
-    "tierwise.verbs": ("plan", "simulate"),
+    "tierwise.verbs": ("plan", "plan_day", "simulate"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)

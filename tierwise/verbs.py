@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from planner import day
 from planner.plan import plan_scenario, silent
 from planner.scenario import SHIPPED, load_scenario
 from planner.simulate import simulate_scenario
@@ -38,6 +39,18 @@ def plan(
         If nothing keeps its constraints.
     """
     return plan_scenario(*load_scenario(scenario, set), profile=profile, seed=seed, progress=silent, means=means)
+
+
+def plan_day(
+    scenario: str | Path = "fleet-day",
+    set: Sequence[str] = (),
+    profile: str | None = None,
+    seed: int | None = None,
+    means: Means | None = None,
+) -> dict[str, Any]:
+    """Return the plan of a scenario's day; see ``tierwise plan --day``. Arguments and errors as `plan`."""
+    asked, folder = load_scenario(scenario, set)
+    return day.plan_day(asked, folder, profile=profile, seed=seed, means=means)
 
 
 def simulate(
