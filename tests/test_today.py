@@ -49,7 +49,7 @@ def test_it_is_what_simulate_says_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["traffic.rate=45", "deployment.tiers.0.replicas=1"], "more requests than its replicas can answer"),
+        (["traffic.rate=200", "deployment.tiers.0.replicas=1"], "more requests than its replicas can answer"),
         (["deployment.tiers.0.replicas=9"], "`deployment` needs 9 GPUs"),
     ],
 )
