@@ -168,7 +168,7 @@ def test_a_strange_file_is_refused(scenario: Path, tmp_path: Path) -> None:
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tierwise", *args], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "tierwise", *args], capture_output=True, text=True, timeout=300)
 
 
 def test_command_line(scenario: Path, tmp_path: Path) -> None:
@@ -195,12 +195,12 @@ def test_points_survive_a_kill(scenario: Path, tmp_path: Path) -> None:
         "plan",
         str(scenario),
         "--sweep",
-        "rate=2:8:lin7",
+        "rate=2,4,8",
         "--output",
         str(out),
     ]
     begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    kept, limit = out / "sweep.jsonl", time.monotonic() + 100
+    kept, limit = out / "sweep.jsonl", time.monotonic() + 200
     while time.monotonic() < limit and begun.poll() is None and not (kept.exists() and kept.read_bytes().count(b"\n")):
         time.sleep(0.02)
     begun.kill()
@@ -208,9 +208,9 @@ def test_points_survive_a_kill(scenario: Path, tmp_path: Path) -> None:
     first = kept.read_text()
     done = run(*command[3:])
     assert done.returncode == 0, done.stderr
-    assert f"{first.count(chr(10))} of 7 points were in" in done.stderr
+    assert f"{first.count(chr(10))} of 3 points were in" in done.stderr
     assert kept.read_text().startswith(first[: first.rfind("\n") + 1])
-    assert len(json.loads((out / "sweep.json").read_text())["points"]) == 7
+    assert len(json.loads((out / "sweep.json").read_text())["points"]) == 3
 
 
 def test_a_bad_sweep_leaves_with_2_and_one_line(scenario: Path) -> None:
