@@ -472,7 +472,13 @@ def _row(day: Day, index: int, switch: Switch, simulated: dict[str, Any] | None)
         "switching_usd": switch.usd,
     }
     if plan is None or problem is None:
-        idle = {"usd_per_hour": 0.0, "usd_per_1000_requests": None, "quality": None, "used": 0.0, "tiers": []}
+        idle: dict[str, Any] = {
+            "usd_per_hour": 0.0,
+            "usd_per_1000_requests": None,
+            "quality": None,
+            "used": 0.0,
+            "tiers": [],
+        }
         return row | idle | dict.fromkeys(("first_stops", "stop_rule", "lambda_interval", "predicted", "simulated"))
     predicted = explain.predicted(problem, day.space, plan)
     tiers = explain.tiers(problem, day.space, plan)

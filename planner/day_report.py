@@ -64,9 +64,9 @@ def day_png(result: dict[str, Any]) -> bytes:
     below = np.zeros(len(rows))
     names = list(dict.fromkeys(t["name"] for r in rows for t in r["tiers"]))
     for name, colour in zip(names, TIER_COLOURS, strict=False):
-        own = below + [sum(t["gpus"] for t in r["tiers"] if t["name"] == name) for r in rows]
-        gpus.stairs(own, edges, baseline=below, fill=True, color=colour, label=name)
-        below = own
+        top = below + [sum(t["gpus"] for t in r["tiers"] if t["name"] == name) for r in rows]
+        gpus.stairs(top, edges, baseline=below, fill=True, color=colour, label=name)
+        below = top
     static = result["static"]
     gpus.axhline(static["gpus"], color=ORANGE, ls="--", lw=1.2, label="kept up for the peak")
     gpus.set(title="GPUs by tier [-]", ylim=(0, 1.18 * static["gpus"]))
@@ -75,10 +75,9 @@ def day_png(result: dict[str, Any]) -> bytes:
     cost.stairs(own_cost, edges, color=BLUE, lw=1.6, label="this plan", baseline=None)
     cost.stairs(kept, edges, color=ORANGE, ls="--", label="kept up for the peak", baseline=None)
     cost.set(title="cost [USD per 1000 requests]", ylim=(0, 1.08 * np.nanmax(own_cost + kept)))
-    low, mean, high = (
-        [np.nan if r["predicted"] is None else 1000 * of(r["predicted"]) for r in rows]
-        for of in (lambda p: p["tpot_interval_s"][0], lambda p: p["tpot_mean_s"], lambda p: p["tpot_interval_s"][1])
-    )
+    own = [r["predicted"] or {"tpot_mean_s": np.nan, "tpot_interval_s": [np.nan, np.nan]} for r in rows]
+    low, high = ([1000 * p["tpot_interval_s"][end] for p in own] for end in (0, 1))
+    mean = [1000 * p["tpot_mean_s"] for p in own]
     times.stairs(high, edges, baseline=low, fill=True, color=BLUE, alpha=0.2, label="predicted, 90 %")
     times.stairs(mean, edges, color=BLUE, baseline=None)
     for i, r in enumerate(rows):

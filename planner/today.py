@@ -27,7 +27,7 @@ def today(search: Search, seed: int, kept: Ledger) -> dict[str, Any] | None:
     choice = problem.scenario.deployment
     if choice is None:
         return None
-    nothing = {"tiers": [], "predicted": None, "simulated": None, "keeps_slos": False}
+    nothing: dict[str, Any] = {"tiers": [], "predicted": None, "simulated": None, "keeps_slos": False}
     try:
         candidate = deployed(problem, choice)
     except InfeasibleError as error:
