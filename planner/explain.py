@@ -230,6 +230,7 @@ def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
     return [
         _deployment(result),
         *_stop(result),
+        *_today(result),
         *_against(result),
         _money(result["predicted"]),
         _binding(result["binding"]),
@@ -239,6 +240,7 @@ def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
         *_concurrency(result),
         *_changes(result),
         *_tipping(result),
+        *_agreement(result),
         *_trust(problem, result),
     ]
 
@@ -264,6 +266,25 @@ def _stop(result: dict[str, Any]) -> list[str]:
     return [
         f"Stop rule: {first['tier']} answers first; its answer stands at confidence {shown} of {first['levels']} "
         f"(1 is the least sure); requests end {ends}. The whole table is in the JSON."
+    ]
+
+
+def _today(result: dict[str, Any]) -> list[str]:
+    """Say what the deployment of the scenario does, where it gives one."""
+    row, own = result["baseline"]["today"], result["predicted"]
+    if row is None:
+        return []
+    if row["predicted"] is None:
+        return [f"Today's deployment does not bear this load: {row['reason'].rstrip('.')}."]
+    theirs = row["predicted"]
+    saved = 1 - own["usd_per_1000_requests"] / theirs["usd_per_1000_requests"]
+    quality = "" if own["quality"] is None else f", quality {own['quality']:.4f} against {theirs['quality']:.4f}"
+    verdict = f"the plan {'saves' if saved >= 0 else 'costs'} {abs(saved):.0%}{'' if saved >= 0 else ' more'}"
+    misses = "" if row["keeps_slos"] else " In simulation it misses an SLO."
+    return [
+        f"Today's deployment, {' + '.join(row['tiers'])} on {theirs['gpus']} GPUs, costs "
+        f"{theirs['usd_per_1000_requests']:.3f} USD per 1000 requests: {verdict}{quality}, mean time to the final "
+        f"answer {own['e2e_mean_s']:.3g} s against {theirs['e2e_mean_s']:.3g} s.{misses}"
     ]
 
 
@@ -397,6 +418,25 @@ def _ends(row: dict[str, Any]) -> str:
     if row["tried_to"] == row["from"]:
         return "at any value"
     return f"{'down' if row['tried_to'] < row['from'] else 'up'} to {row['tried_to']:.4g}"
+
+
+def _agreement(result: dict[str, Any]) -> list[str]:
+    """Say how far the simulation is from the prediction, and how sure the simulation is of itself."""
+    own, seen = result["predicted"], result["simulated"]
+    pairs = [
+        ("mean TPOT", own["tpot_mean_s"], seen["tpot_s"]["mean"]),
+        ("p99 TTFT", own["ttft_p99_s"], seen["ttft_s"]["p99"]),
+        ("mean time to the final answer", own["e2e_mean_s"], seen["e2e_s"]["mean"]),
+    ]
+    told = ", ".join(f"{name} {s / p - 1:+.0%}" for name, p, s in pairs if p and s)
+    low, high = seen["tpot_s"]["interval"]
+    sure = "" if low is None else f"; 95 % interval of the simulated TPOT {1000 * low:.3g} to {1000 * high:.3g} ms"
+    right = seen["quality"]
+    if right is not None and right["interval"][0] is not None:
+        sure += f", of the quality {right['interval'][0]:.4f} to {right['interval'][1]:.4f}"
+    share = seen["fleet_share"]
+    part = "" if share == 1 else f" A slice of {share:.2g} of the fleet was simulated, at the loads of the whole."
+    return [f"Simulated against predicted: {told}{sure}.{part}"]
 
 
 def _changes(result: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ Arguments and the fields of ``--speculative-config`` are those of vLLM 0.26 (doc
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from .policy import policy
 from .scenario import Scenario
 
 FIRST_PORT = 8000
+NODE = 8  # GPUs of a node, as HGX has them [-]
 MEASURED_S = 600.0  # a measurement lasts about so long [s]
 PROMPTS = (200, 5000)  # least and most requests of a measurement [-]
 WIDEST = 0.99  # of --random-range-ratio, which must stay below 1 [-]
@@ -40,30 +42,46 @@ def launch_files(result: dict[str, Any], scenario: Scenario, folder: Path, outpu
         Where the files will lie; relative paths of the written scenario start there.
     """
     tiers = result["plan"]["tiers"]
-    ports, gpus = _ports(tiers), _gpus(tiers)
+    several = _several_nodes(tiers)
+    places = _places(tiers)
     names = _file_names([t["name"] for t in tiers])
     files = {
-        f"launch-{name}.sh": launch_script(result, scenario, tier, list(zip(gpus[i], ports[i], strict=True)))
-        for i, (tier, name) in enumerate(zip(tiers, names, strict=True))
+        f"launch-{name}.sh": launch_script(result, scenario, tier, of_tier)
+        for tier, name, of_tier in zip(tiers, names, places, strict=True)
     }
     endpoints = {
-        t["name"]: [f"http://localhost:{port}/v1" for port in of_tier] for t, of_tier in zip(tiers, ports, strict=True)
+        t["name"]: [f"http://{name}/v1"] if several else [f"http://localhost:{port}/v1" for _, port in of_tier]
+        for t, name, of_tier in zip(tiers, names, places, strict=True)
     }
     files["policy.json"] = json.dumps(policy(result, endpoints), indent=2, allow_nan=False) + "\n"
-    files["bench.sh"] = bench_script(result, scenario, [of_tier[0] for of_tier in ports])
+    files["bench.sh"] = bench_script(result, scenario, [of_tier[0][1] for of_tier in places])
     files["scenario.yaml"] = resolved(scenario, result["provenance"]["seed"], folder, output)
     return files
 
 
-def _ports(tiers: list[dict[str, Any]]) -> list[list[int]]:
-    free = iter(range(FIRST_PORT, FIRST_PORT + sum(t["replicas"] for t in tiers)))
-    return [[next(free) for _ in range(t["replicas"])] for t in tiers]
+def _several_nodes(tiers: list[dict[str, Any]]) -> bool:
+    """Return whether a plan needs more than one node: more GPUs than one has, or GPUs of different kinds."""
+    return sum(t["gpus"] for t in tiers) > NODE or len({t["accelerator"] for t in tiers}) > 1
 
 
-def _gpus(tiers: list[dict[str, Any]]) -> list[list[str]]:
-    """Return CUDA_VISIBLE_DEVICES of each replica: GPUs of one node, handed out in order."""
-    free = iter(range(sum(t["gpus"] for t in tiers)))
-    return [[",".join(str(next(free)) for _ in range(t["tp"])) for _ in range(t["replicas"])] for t in tiers]
+def _places(tiers: list[dict[str, Any]]) -> list[list[tuple[str, int]]]:
+    """Return CUDA_VISIBLE_DEVICES and port of each replica that a script starts.
+
+    On one node GPUs and ports are handed out in order over all tiers. A larger plan gives every tier nodes of its own;
+    its script starts the replicas of one of them.
+    """
+    gpus, ports = itertools.count(), itertools.count(FIRST_PORT)
+    places = []
+    for t in tiers:
+        if _several_nodes(tiers):
+            gpus, ports = itertools.count(), itertools.count(FIRST_PORT)
+        count = min(t["replicas"], _on_a_node(t)) if _several_nodes(tiers) else t["replicas"]
+        places.append([(",".join(str(next(gpus)) for _ in range(t["tp"])), next(ports)) for _ in range(count)])
+    return places
+
+
+def _on_a_node(tier: dict[str, Any]) -> int:
+    return max(NODE // int(tier["tp"]), 1)
 
 
 def _file_names(tiers: list[str]) -> list[str]:
@@ -106,7 +124,7 @@ def serve_arguments(result: dict[str, Any], scenario: Scenario, tier: dict[str, 
         ("--tensor-parallel-size", str(tier["tp"])),
         ("--dtype", "bfloat16"),
         ("--max-model-len", str(result["traffic"]["max_tokens"])),
-        ("--max-num-seqs", str(engine.max_num_seqs)),
+        ("--max-num-seqs", str(tier["max_num_seqs"])),
         ("--max-num-batched-tokens", str(engine.max_num_batched_tokens)),
         ("--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"),
         ("--block-size", str(engine.block_size)),
@@ -129,6 +147,7 @@ def launch_script(
             f"{result['scenario']}: tier {tier['name']}, {tier['replicas']} x {tier['model']} at TP {tier['tp']}"
         ),
         *_comments("For vLLM 0.26. Weights: the base model of these dimensions; set MODEL to the one you measured."),
+        *_comments(_nodes(result, tier)),
         *(line for said in _cautions(tier, config, scenario) for line in _comments(said)),
         "set -euo pipefail",
         _variable("MODEL", tier["model"]),
@@ -145,8 +164,19 @@ def launch_script(
     return "\n".join([*lines, "wait", ""])
 
 
+def _nodes(result: dict[str, Any], tier: dict[str, Any]) -> str:
+    """Return on how many nodes the script is to run; nothing where one node holds the plan."""
+    if not _several_nodes(result["plan"]["tiers"]):
+        return ""
+    each, count = min(_on_a_node(tier), tier["replicas"]), math.ceil(tier["replicas"] / _on_a_node(tier))
+    return (
+        f"Run it on {count} node{'s' if count > 1 else ''} of {NODE} x {tier['accelerator']}, "
+        f"{each} replica{'s' if each > 1 else ''} on each; policy.json has the address before them."
+    )
+
+
 def _comments(text: str) -> list[str]:
-    return ["# " + " ".join(text.split())]
+    return ["# " + " ".join(text.split())] if text else []
 
 
 def _variable(name: str, model: str) -> str:
@@ -249,9 +279,9 @@ def resolved(scenario: Scenario, seed: int, folder: Path, output: Path) -> str:
     """
     data = scenario.model_dump(mode="json", exclude_unset=True)
     data.setdefault("search", {})["seed"] = seed
-    profile = data["fleet"].get("profile")
-    if profile is not None and profile.endswith(".toml"):  # a path from where the command was given
-        data["fleet"]["profile"] = os.path.abspath(profile)
+    for pool in data["fleet"] if isinstance(data["fleet"], list) else [data["fleet"]]:
+        if (pool.get("profile") or "").endswith(".toml"):  # a path from where the command was given
+            pool["profile"] = os.path.abspath(pool["profile"])
 
     def beside(name: str) -> str:
         path = folder / name

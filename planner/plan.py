@@ -22,6 +22,7 @@ from .simulate import missed, simulate_candidate
 from .space import Space, enumerate_space, under_slo
 from .storage import Ledger, Means, ledger
 from .tipping import tipping_points
+from .today import today
 from .verify import HOPE, Asked, verified
 
 
@@ -81,7 +82,7 @@ def plan_scenario(
     with ledger(problem, used_seed, means or Means()) as kept:
         rules = [c.rule for c in candidates] + refine(search, scenario.search.trials, used_seed, kept, progress)
         found = verified(search, rules, Asked(problem, folder, used_seed, kept, progress))
-        baseline = _baseline(search, used_seed, kept, progress)
+        baseline = _baseline(search, used_seed, kept, progress) | {"today": today(search, used_seed, kept)}
     chosen, candidates = found.chosen, found.candidates
     vertices = hull(candidates)
     figures = explain.predicted(problem, space, chosen)

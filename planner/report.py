@@ -12,7 +12,8 @@ from typing import Any
 
 from theory.errors import InputError
 
-from .launch import launch_files
+from .day_report import day_csv, day_png
+from .launch import launch_files, resolved
 from .requests import RequestFormat, write_requests
 from .scenario import Scenario
 from .simulate import Simulation
@@ -42,6 +43,26 @@ def write_report(result: dict[str, Any], folder: Path, scenario: Scenario, start
         "frontier.csv": _csv(result["frontier"]).encode(),
         "frontier.png": _png(result),
         **{name: text.encode() for name, text in launch_files(result, scenario, start, folder).items()},
+    }
+    return write_files(folder, {name: _of(content) for name, content in contents.items()})
+
+
+def write_day(result: dict[str, Any], folder: Path, scenario: Scenario, start: Path) -> list[Path]:
+    """Write day.json, day.csv, day.png and scenario.yaml into ``folder`` and return their paths.
+
+    The files depend on the scenario and the seed alone: the time the planner took is left out.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made or written.
+    """
+    stable = {k: v for k, v in result.items() if k != "wall_s"}
+    contents = {
+        "day.json": (json.dumps(stable, indent=2, allow_nan=False) + "\n").encode(),
+        "day.csv": day_csv(result).encode(),
+        "day.png": day_png(result),
+        "scenario.yaml": resolved(scenario, result["provenance"]["seed"], start, folder).encode(),
     }
     return write_files(folder, {name: _of(content) for name, content in contents.items()})
 

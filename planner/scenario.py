@@ -31,7 +31,7 @@ class Fleet(_Strict):
     """A pool of GPUs of one kind that may be used and what they cost."""
 
     accelerator: str = Field(description="accelerator of the catalog")
-    gpus: Count = Field(description="GPUs that may be used, one node [-]")
+    gpus: Count = Field(description="number of GPUs that may be used [-]")
     price_per_gpu_hour: Positive = Field(description="price of a GPU [USD/h]")
     profile: str | None = Field(None, description="efficiency profile: name or TOML path; the accelerator's by default")
 
@@ -315,6 +315,15 @@ class Loading(_Strict):
         return self
 
 
+class Autoscaling(_Strict):
+    """What it takes to bring up a replica, for a plan of a day; its GPUs are paid from the start of that time."""
+
+    provision_s: Annotated[float, Field(ge=0)] = Field(
+        description="time from asking for GPUs until an engine begins to load [s]"
+    )
+    loading: Loading = Field(description="load time of the model")
+
+
 class DeploymentChoice(_Strict):
     """A fixed deployment to simulate instead of planning one."""
 
@@ -359,6 +368,9 @@ class Scenario(_Strict):
     slo: Slo = Slo()
     objective: Objective | None = Field(None, description="required to plan")
     deployment: DeploymentChoice | None = Field(None, description="fixed deployment to simulate, instead of a plan")
+    autoscaling: Autoscaling | None = Field(
+        None, description="what bringing up a replica takes, for `plan --day`; none: it is instant and free"
+    )
     search: Search = Search()
 
     @property

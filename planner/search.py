@@ -194,6 +194,10 @@ class Search:
         """Return what a replica of each service bears, as far as known, all tiers' services in one row [requests/s]."""
         return np.concatenate(self._capacity)
 
+    def known_capacity(self) -> tuple[Array, ...]:
+        """Return what a replica of each service bears, as far as is known, by tier [requests/s]."""
+        return tuple(c.copy() for c in self._capacity)
+
     def at_capacity(self, candidate: Candidate, lam: float) -> LoadPlan | None:
         """Return the best mixture of stop rules on a plan's own replicas, and what a visit is worth there.
 

@@ -27,6 +27,7 @@ from .requests import Column, request_columns
 from .scenario import DeploymentChoice, Loading, Scenario, Slo, TierDeployment
 from .search import Candidate, Group, Rule, Search, best_of, price, quality_floor, single, subset
 from .service import Load, Service, build_service
+from .slices import fleet_slice, of_fleet
 from .space import capacities, enumerate_space, occupancy
 from .timeline import Timeline, timeline
 
@@ -86,8 +87,13 @@ def keeps(records: Records, slo: Slo) -> bool:
 
 
 def simulate_candidate(problem: Problem, candidate: Candidate, seed: int) -> dict[str, Any]:
-    """Return the simulated figures of a plan: the keys of ``tierwise simulate`` but for the time it took."""
-    return published(figures(problem, candidate, run(problem, candidate, seed)))
+    """Return the simulated figures of a plan: the keys of ``tierwise simulate`` but for the time it took.
+
+    A fleet too large for the requests of the scenario is simulated in part, ``fleet_share`` of it (:mod:`.slices`).
+    """
+    part = fleet_slice(problem, candidate, seed)
+    found = figures(part.problem, part.candidate, run(part.problem, part.candidate, seed))
+    return published(of_fleet(found, part, candidate))
 
 
 def run(problem: Problem, candidate: Candidate, seed: int) -> ClusterRecords:
@@ -323,7 +329,7 @@ def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
     rule = _deployed_rule(problem, services, tiers, choice.lambda_usd, load)
     rate = problem.rate if problem.workload.clients == 0 else math.nan
     groups = tuple(
-        Group(s.tier, s, t.replicas, rate * float(v) / t.replicas, t.routing, _load_s(s, choice.loading))
+        Group(s.tier, s, t.replicas, rate * float(v) / t.replicas, t.routing, load_seconds(s, choice.loading))
         for s, t, v in zip(services, chosen, rule.visits, strict=True)
     )
     used = tuple(g for g, v in zip(groups, rule.visits, strict=True) if v > 0)
@@ -338,7 +344,7 @@ def deployed(problem: Problem, choice: DeploymentChoice) -> Candidate:
     return Candidate(rule, used, price(problem, used) / rate, math.nan)
 
 
-def _load_s(service: Service, loading: Loading | None) -> float:
+def load_seconds(service: Service, loading: Loading | None) -> float:
     """Return when a replica that begins to load its weights at 0 has them [s]."""
     if loading is None:
         return 0.0

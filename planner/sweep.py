@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from theory.catalog import accelerator
 from theory.errors import InfeasibleError, InputError, require
 
 from .plan import plan_scenario
@@ -28,6 +29,7 @@ ALIASES = {
     "rate": "traffic.rate",
     "floor": "objective.quality_floor",
 }
+KIND, PRICE = "fleet.accelerator", "fleet.price_per_gpu_hour"
 RANGE = re.compile(r"([^:,]+):([^:,]+):(log|lin)(\d+)")
 KEPT = "sweep.jsonl"  # finished points, one a line
 Progress = Callable[[str, int, int], None]
@@ -53,7 +55,8 @@ class Point:
 def parse_axis(text: str) -> Axis:
     """Return the axis of ``KEY=a:b:logN``, ``KEY=a:b:linN`` or ``KEY=v1,v2,...``; short names are in ALIASES.
 
-    N points from a to b, both ends in, evenly spaced or evenly in the logarithm, to four digits.
+    N points from a to b, both ends in, evenly spaced or evenly in the logarithm, to four digits. A kind of GPU may come
+    with its price, ``gpu=h100-sxm@2.5,h200@3.6`` [USD/h]; without, the scenario's holds for it.
 
     Raises
     ------
@@ -104,11 +107,22 @@ def grid(axes: Sequence[Axis], source: str | Path, overrides: Sequence[str] = ()
     """
     keys = [a.key for a in axes]
     require(len(set(keys)) == len(keys), "--sweep", "must name each key once", ", ".join(keys))
+    both = PRICE in keys and any("@" in v for a in axes if a.key == KIND for v in a.values)
+    require(not both, "--sweep", f"must give prices with the GPUs or as {PRICE}, not both", ", ".join(keys))
     points = []
     for values in itertools.product(*(a.values for a in axes)):
-        settings = tuple(zip(keys, values, strict=True))
-        points.append(Point(settings, *load_scenario(source, [*overrides, *(f"{k}={v}" for k, v in settings)])))
+        given = list(zip(keys, values, strict=True))
+        changes = [f"{k}={v}" for key, value in given for k, v in _priced(key, value)]
+        scenario, folder = load_scenario(source, [*overrides, *changes])
+        settings = tuple((k, accelerator(v.partition("@")[0]).name if k == KIND else v) for k, v in given)
+        points.append(Point(settings, scenario, folder))
     return points
+
+
+def _priced(key: str, value: str) -> list[tuple[str, str]]:
+    """Return a setting, and beside a kind of GPU the price it comes with."""
+    kind, sign, price = value.partition("@")
+    return [(KIND, kind), (PRICE, price)] if key == KIND and sign else [(key, value)]
 
 
 def sweep(
@@ -140,15 +154,17 @@ def sweep(
 def planned(point: Point, seed: int | None) -> dict[str, Any]:
     """Return the row of a point: its settings, and the plan in a line or why there is none."""
     settings = {key: _typed(value) for key, value in point.settings}
+    prices = [pool.price_per_gpu_hour for pool in point.scenario.pools]
+    head = {"settings": settings, "price_per_gpu_hour": prices[0] if len(prices) == 1 else None}
     try:
         return {
-            "settings": settings,
+            **head,
             "feasible": True,
             "reason": None,
             **summary(plan_scenario(point.scenario, point.folder, seed=seed)),
         }
     except InfeasibleError as error:
-        return {"settings": settings, "feasible": False, "reason": str(error)}
+        return {**head, "feasible": False, "reason": str(error)}
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +238,43 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
         raise InputError(f"`output` must be a folder that can be written; got {path} ({error.strerror}).") from None
 
 
+def notes(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what a sweep over kinds of GPU assumes of their prices, and at which price one costs as much as another.
+
+    The second is the price of a GPU times the GPUs of the first kind over those of the other, at the same load: exact
+    under a quality floor, where the price of a GPU changes no plan.
+    """
+    if not any(KIND in r["settings"] for r in rows):
+        return []
+    price = {r["settings"][KIND]: r["price_per_gpu_hour"] for r in rows}
+    said = []
+    if len(set(price.values())) == 1 and len(price) > 1:
+        same = next(iter(price.values()))
+        said.append(
+            f"Every kind of GPU is taken at {same:g} USD/h: give prices as gpu="
+            + ",".join(f"{kind}@PRICE" for kind in price)
+        )
+    first, *others = price
+    by_point = {_rest(r): r for r in rows if r["settings"][KIND] == first and r["feasible"]}
+    for kind in others:
+        ratios = [
+            by_point[_rest(r)]["gpus"] / r["gpus"]
+            for r in rows
+            if r["settings"][KIND] == kind and r["feasible"] and _rest(r) in by_point
+        ]
+        if ratios:
+            low, high = (price[first] * f(ratios) for f in (min, max))
+            at = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}, depending on the point,"
+            said.append(
+                f"A plan on {kind} costs what one on {first} at {price[first]:g} USD/h does when {kind} is {at} USD/h."
+            )
+    return said
+
+
+def _rest(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(v for k, v in row["settings"].items() if k != KIND)
+
+
 def described(tiers: list[dict[str, Any]]) -> str:
     """Return the tiers of a row in a line."""
     return " + ".join(
@@ -245,10 +298,10 @@ def sweep_csv(rows: list[dict[str, Any]]) -> str:
     ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "feasible", *names, "tiers", "reason"])
+    writer.writerow([*keys, "feasible", "price_per_gpu_hour", *names, "tiers", "reason"])
     for r in rows:
         plan = [*(r.get(n) for n in names), described(r["tiers"]) if r["feasible"] else None]
-        writer.writerow([*r["settings"].values(), r["feasible"], *plan, r["reason"]])
+        writer.writerow([*r["settings"].values(), r["feasible"], r["price_per_gpu_hour"], *plan, r["reason"]])
     return text.getvalue()
 
 
@@ -279,6 +332,8 @@ def sweep_png(rows: list[dict[str, Any]], title: str) -> bytes:
         bad = [r for r in of if not r["feasible"]]
         x, style = [place[r["settings"][along]] for r in good], lines[i % len(lines)]
         label = ", ".join(map(str, name)) or None
+        if label is not None and KIND in others:
+            label += f" at {of[0]['price_per_gpu_hour']:g} USD/h"
         cost.plot(x, [r["usd_per_1000_requests"] for r in good], style, marker="o", ms=4, color=colours[0], label=label)
         cost.plot(
             [place[r["settings"][along]] for r in bad],

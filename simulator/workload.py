@@ -588,6 +588,28 @@ def at_rate(workload: Workload, rate: float) -> Workload:
     return Workload(times, workload.prompt, workload.output, source, cached=workload.cached)
 
 
+def repeated(workload: Workload, times: int, rng: np.random.Generator) -> Workload:
+    """Return an open loop that goes on ``times`` times as long: the same gaps again, lengths dealt out anew each time.
+
+    Raises
+    ------
+    InputError
+        If ``times`` is not at least 1, or it is a closed loop.
+
+    Examples
+    --------
+    >>> w = repeated(Workload([0.0, 1.0], [7, 7], [3, 3]), 2, np.random.default_rng(0))
+    >>> w.arrival.tolist(), w.rate
+    ([0.0, 1.0, 2.0, 3.0], 1.0)
+    """
+    require(times >= 1, "times", "must be at least 1 [-]", times)
+    w, n = workload, workload.requests
+    begin = np.repeat(np.arange(times) * (n / w.rate), n)
+    who = np.concatenate([np.arange(n), *(rng.permutation(n) for _ in range(times - 1))])
+    cached = None if w.cached is None else w.cached[who]
+    return Workload(np.tile(w.arrival, times) + begin, w.prompt[who], w.output[who], w.source, cached=cached)
+
+
 def with_cached(workload: Workload, share: float) -> Workload:
     """Return the workload with that share of each prompt cached, rounded down, its last token never.
 

@@ -140,6 +140,36 @@ def test_every_argument_is_one_of_vllm(planned: dict[str, Any], files: Path) -> 
                 check_schedule(tier["schedule"], config["num_speculative_tokens"])
 
 
+def test_a_plan_of_many_nodes_starts_one_of_each_tier(planned: dict[str, Any], tmp_path: Path) -> None:
+    tiers = [{**t, "replicas": 50 + i, "gpus": t["tp"] * (50 + i)} for i, t in enumerate(planned["plan"]["tiers"])]
+    large = {**planned, "plan": {**planned["plan"], "tiers": tiers}}
+    scenario, start = load_scenario(overrides=QUICK)
+    files = launch_files(large, scenario, start, tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    told = {t["name"]: t["endpoints"] for t in json.loads(files["policy.json"])["tiers"]}
+    for tier in tiers:
+        text = files[f"launch-{tier['name']}.sh"]
+        each = 8 // tier["tp"]
+        assert f"Run it on {-(-tier['replicas'] // each)} nodes of 8 x h100-sxm, {each} replicas on each" in text
+        starts = [line.split() for line in text.splitlines() if line.startswith("serve ")]
+        used = [int(g) for _, gpus, _, _ in starts for g in gpus.split(",")]
+        assert sorted(used) == list(range(8))
+        assert [port for *_, port, _ in starts] == [str(8000 + i) for i in range(each)]
+        assert told[tier["name"]] == [f"http://{tier['name']}/v1"]
+
+
+def test_limits_of_the_tier_and_profiles_of_pools_are_written(planned: dict[str, Any], tmp_path: Path) -> None:
+    tiers = [{**planned["plan"]["tiers"][0], "max_num_seqs": 32}]
+    own = {**planned, "plan": {**planned["plan"], "tiers": tiers}}
+    pool = "{accelerator: %s, gpus: 8, price_per_gpu_hour: 2, profile: %s}"
+    pools = ", ".join(pool % x for x in (("h100-sxm", "mine.toml"), ("h200-sxm", "null")))
+    scenario, start = load_scenario(overrides=[f"fleet=[{pools}]"])
+    files = launch_files(own, scenario, start, tmp_path)
+    assert "--max-num-seqs 32" in files[f"launch-{tiers[0]['name']}.sh"]
+    assert f"profile: {os.path.abspath('mine.toml')}" in files["scenario.yaml"]
+
+
 def test_a_draft_of_ones_own_is_put_into_the_json(files: Path, planned: dict[str, Any]) -> None:
     name = next(t["name"] for t in planned["plan"]["tiers"] if t["draft"] is not None)
     (call, *_) = commands(files / f"launch-{name}.sh", MODEL="/models/own one", DRAFT="mine/draft")

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import planner.sweep as sweeping
 from planner.plan import plan_scenario
 from planner.scenario import load_scenario
-from planner.sweep import grid, parse_axis, sweep, sweep_csv, sweep_png
+from planner.sweep import grid, notes, parse_axis, sweep, sweep_csv, sweep_png
 from theory.errors import InputError
 
 ONE_TIER = """
@@ -82,6 +83,35 @@ def test_grid_is_checked_before_anything_is_planned(scenario: Path) -> None:
         grid([parse_axis("rate=1,2"), parse_axis("traffic.rate=3,4")], scenario)
 
 
+def test_kinds_of_gpu_with_their_prices(scenario: Path) -> None:
+    short, priced = (grid([parse_axis(axis)], scenario) for axis in ("gpu=h100-sxm,h200", "gpu=h100-sxm@2.5,h200@3.6"))
+    assert [p.settings[0][1] for p in short] == ["h100-sxm", "h200-sxm"]
+    assert [p.scenario.pools[0].price_per_gpu_hour for p in short] == [2, 2]
+    assert [p.scenario.pools[0].price_per_gpu_hour for p in priced] == [2.5, 3.6]
+    assert [p.settings for p in priced] == [p.settings for p in short]
+    assert sweeping._mark(short[0], None) != sweeping._mark(priced[0], None)
+    with pytest.raises(
+        InputError, match=r"`accelerator` must be a name of the catalog \(nearest: h100-sxm, h100-pcie\)"
+    ):
+        grid([parse_axis("gpu=h100")], scenario)
+    with pytest.raises(InputError, match=r"`fleet.price_per_gpu_hour` must be greater than 0"):
+        grid([parse_axis("gpu=h200@0")], scenario)
+    with pytest.raises(InputError, match=r"must give prices with the GPUs or as fleet.price_per_gpu_hour, not both"):
+        grid([parse_axis("gpu=h200@3"), parse_axis("price=1,2")], scenario)
+
+
+def test_what_a_sweep_over_gpus_assumes_is_said() -> None:
+    def row(kind: str, rate: float, gpus: int, price: float) -> dict[str, Any]:
+        settings = {"traffic.rate": rate, "fleet.accelerator": kind}
+        return {"settings": settings, "feasible": True, "gpus": gpus, "price_per_gpu_hour": price}
+
+    same = notes([row("a", 1, 4, 2.0), row("b", 1, 2, 2.0), row("a", 8, 6, 2.0), row("b", 8, 4, 2.0)])
+    assert "Every kind of GPU is taken at 2 USD/h" in same[0]
+    assert "when b is 3 to 4, depending on the point, USD/h" in same[1]
+    assert len(notes([row("a", 1, 4, 2.0), row("b", 1, 2, 3.0)])) == 1
+    assert notes([{"settings": {"traffic.rate": 1}, "feasible": True, "gpus": 1, "price_per_gpu_hour": 2.0}]) == []
+
+
 def test_a_point_is_what_the_plan_of_its_settings_is(scenario: Path) -> None:
     (row,), _ = sweep(grid([parse_axis("rate=8")], scenario), None, silent)
     result = plan_scenario(*load_scenario(scenario, ["traffic.rate=8"]))
@@ -127,7 +157,8 @@ def test_lists_and_names_as_values_are_drawn(scenario: Path) -> None:
     rows, _ = sweep(grid([parse_axis("tiers.0.tp=[1],[2]")], scenario), None, silent)
     assert [r["settings"]["tiers.0.tp"] for r in rows] == ["[1]", "[2]"]
     assert sweep_png(rows, "one").startswith(b"\x89PNG")
-    assert sweep_png([{"settings": {"a": 1}, "feasible": False, "reason": "none"}], "one").startswith(b"\x89PNG")
+    bad = {"settings": {"a": 1}, "feasible": False, "reason": "none", "price_per_gpu_hour": 2.0}
+    assert sweep_png([bad], "one").startswith(b"\x89PNG")
 
 
 def test_a_strange_file_is_refused(scenario: Path, tmp_path: Path) -> None:
@@ -137,7 +168,7 @@ def test_a_strange_file_is_refused(scenario: Path, tmp_path: Path) -> None:
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tierwise", *args], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "tierwise", *args], capture_output=True, text=True, timeout=300)
 
 
 def test_command_line(scenario: Path, tmp_path: Path) -> None:
@@ -153,6 +184,33 @@ def test_command_line(scenario: Path, tmp_path: Path) -> None:
     told: dict[str, Any] = json.loads(again.stdout)
     assert told == json.loads((out / "sweep.json").read_text())
     assert [p["feasible"] for p in told["points"]] == [True, True, False, False]
+
+
+def test_points_survive_a_kill(scenario: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "tierwise",
+        "plan",
+        str(scenario),
+        "--sweep",
+        "rate=2,4,8",
+        "--output",
+        str(out),
+    ]
+    begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept, limit = out / "sweep.jsonl", time.monotonic() + 200
+    while time.monotonic() < limit and begun.poll() is None and not (kept.exists() and kept.read_bytes().count(b"\n")):
+        time.sleep(0.02)
+    begun.kill()
+    begun.wait()
+    first = kept.read_text()
+    done = run(*command[3:])
+    assert done.returncode == 0, done.stderr
+    assert f"{first.count(chr(10))} of 3 points were in" in done.stderr
+    assert kept.read_text().startswith(first[: first.rfind("\n") + 1])
+    assert len(json.loads((out / "sweep.json").read_text())["points"]) == 3
 
 
 def test_a_bad_sweep_leaves_with_2_and_one_line(scenario: Path) -> None:

@@ -60,6 +60,8 @@ def _unknown(kind: str, name: str, known: Iterable[str], way_out: str = "") -> N
 def accelerator(name: str) -> Accelerator:
     """Return an accelerator of the catalog by name; datasheet values, no efficiencies.
 
+    The beginning of a name up to a dash will do where only one begins so: h200 is h200-sxm, h100 may be two.
+
     Raises
     ------
     InputError
@@ -73,10 +75,15 @@ def accelerator(name: str) -> Accelerator:
     --------
     >>> accelerator("h100-sxm").bandwidth
     3350000000000.0
+    >>> accelerator("h200").name
+    'h200-sxm'
     """
     table = _table("accelerators")
+    longer = [full for full in table if full.startswith(f"{name}-")]
+    if name not in table and len(longer) == 1:
+        return accelerator(longer[0])
     if name not in table:
-        _unknown("accelerator", name, table)
+        _unknown("accelerator", name, longer or table)
     entry = table[name]
     return Accelerator(
         name=name,

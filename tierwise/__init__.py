@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .verbs import measure_acceptance as measure_acceptance
     from .verbs import observe as observe
     from .verbs import plan as plan
+    from .verbs import plan_day as plan_day
     from .verbs import predict as predict
     from .verbs import simulate as simulate
     from .verbs import sweep as sweep
@@ -82,6 +83,7 @@ _HOME = {
         "measure_acceptance",
         "observe",
         "plan",
+        "plan_day",
         "predict",
         "simulate",
         "sweep",

@@ -53,7 +53,8 @@ OutputOption = Annotated[Path | None, typer.Option("--output", help="folder for 
 SeedOption = Annotated[int | None, typer.Option("--seed", help="seed of every random draw")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="scenario override a.b=value, repeatable")]
 SweepOption = Annotated[
-    list[str] | None, typer.Option("--sweep", help="KEY=a:b:logN, a:b:linN or v1,v2,...; repeatable, gives the grid")
+    list[str] | None,
+    typer.Option("--sweep", help="KEY=a:b:logN, a:b:linN or v1,v2,... (gpu=KIND@PRICE,...); repeatable: a grid"),
 ]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="efficiency profile: name or TOML file")]
 ScenarioArgument = Annotated[str | None, typer.Argument(help="YAML file or shipped name; the shipped one by default")]
@@ -240,12 +241,16 @@ def plan(
     objectives: Annotated[
         str | None, typer.Option(help="two or more of cost,quality,latency,energy: all plans that none beats in them")
     ] = None,
+    day: Annotated[
+        bool, typer.Option("--day", help="plan each piece of piecewise arrivals: replicas by the hour, and switching")
+    ] = False,
 ) -> None:
     """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario.
 
     With --output: plan.json, frontier.csv, frontier.png, launch-TIER.sh, bench.sh, policy.json and scenario.yaml; with
     --sweep as well: sweep.json, sweep.csv, sweep.png, and sweep.jsonl, whose finished points are not planned again;
-    with --objectives as well: pareto.json, pareto.csv and pareto.png.
+    with --objectives as well: pareto.json, pareto.csv and pareto.png;
+    with --day as well: day.json, day.csv, day.png and scenario.yaml.
     """
     from planner.plan import plan_scenario
     from planner.report import write_report
@@ -256,16 +261,27 @@ def plan(
     settings = [*(set_ or ()), *(() if profile is None else (f"fleet.profile={profile}",))]
     means = Means(storage, resume, export_dashboard, workers, dask)
     if objectives is not None:
-        require(not sweep, "objectives", "must come without a sweep", objectives)
+        require(not sweep and not day, "objectives", "must come without --sweep and --day", objectives)
         _pareto(scenario, settings, objectives, seed, means, format, output)
         return
     if sweep:
-        require(means == Means(), "sweep", "must come without the options of one search: it keeps its points", sweep)
+        alone = means == Means() and not day
+        require(alone, "sweep", "must come without --day and the options of one search: it keeps its points", sweep)
         _sweep(scenario, settings, sweep, seed, format, output)
         return
     if output is not None:
         _folder(output)
     asked, start = _scenario(scenario, settings, seed)
+    if day:
+        from planner.day import plan_day
+        from planner.report import write_day
+
+        with _progress() as progress:
+            result = plan_day(asked, start, seed=seed, progress=progress, means=means)
+        if output is not None:
+            write_day(result, output, asked, start)
+        _emit(result, show.day, format, None, "")
+        return
     with _progress() as progress:
         result = plan_scenario(asked, start, seed=seed, progress=progress, means=means)
     if output is not None:
@@ -647,7 +663,7 @@ def _sweep(
 ) -> None:
     from planner.report import write_sweep
     from planner.scenario import SHIPPED
-    from planner.sweep import grid, parse_axis, sweep
+    from planner.sweep import grid, notes, parse_axis, sweep
 
     from . import show
 
@@ -663,7 +679,7 @@ def _sweep(
             f"finished points are in {output}/sweep.jsonl: the same command goes on" if output else "nothing was kept"
         )
         raise Interrupted(kept) from None
-    result = {"scenario": points[0].scenario.name, "points": rows}
+    result = {"scenario": points[0].scenario.name, "points": rows, "notes": notes(rows)}
     if output is not None:
         write_sweep(result, output)
     if reused:

@@ -517,6 +517,71 @@ def sweep(result: dict[str, Any]) -> None:
         )
         table.add_row(*given, str(r["gpus"]), *figures, described(r["tiers"]))
     console.print(table)
+    for note in result["notes"]:
+        console.print(f"- {note}")
+
+
+def day(result: dict[str, Any]) -> None:
+    """Print the plan of a day, one line a piece."""
+    console = _console()
+    console.print(f"[bold]{result['scenario']}[/bold]: {result['explanation'][0]}")
+    table = _table("Day", "from", "requests/s", "GPUs", "start", "USD/h", "USD/1000", "end at each tier")
+    table.add_column("replicas x TP (draft length at the mean batch)", overflow="fold")
+    for row in result["periods"]:
+        tiers = row["tiers"]
+        table.add_row(
+            _clock(row["start_s"]),
+            f"{row['requests_per_s']:,.5g}",
+            str(row["gpus"]),
+            f"+{row['started_gpus']}" if row["started_gpus"] else "",
+            f"{row['usd_per_hour']:,.0f}" if row["usd_per_hour"] > 100 else f"{row['usd_per_hour']:.3g}",
+            _or_none(row["usd_per_1000_requests"], "{:.3f}"),
+            " ".join(f"{t['stop_fraction']:.0%}" for t in tiers),
+            ", ".join(f"{t['name']} {t['replicas']} x {t['tp']} ({t['draft_length_at_mean_batch']})" for t in tiers),
+        )
+    console.print(table)
+    services = _table("Replicas", "tier", "model", "TP", "draft", "draft length by batch")
+    for cells in dict.fromkeys(_replica(tier) for row in result["periods"] for tier in row["tiers"]):
+        services.add_row(*cells)
+    console.print(services)
+    _checked(console, result)
+    for sentence in result["explanation"][1:]:
+        console.print(f"- {sentence}", soft_wrap=False)
+    spent = result["wall_s"]
+    console.print(
+        f"({spent['total']:.1f} s, {spent['enumerating'] + spent['planning']:.1f} of them analytic; step times: "
+        f"{result['provenance']['step_time']}, profile {result['provenance']['profile']})"
+    )
+
+
+def _replica(tier: dict[str, Any]) -> tuple[str, ...]:
+    return tier["name"], tier["model"], str(tier["tp"]), tier["draft"] or "none", _schedule(tier["schedule"])
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}"
+
+
+def _checked(console: Console, result: dict[str, Any]) -> None:
+    """Print predicted beside simulated figures of the pieces that were simulated."""
+    table = _table("Predicted (90 %) / simulated (95 %)", "from", "mean TPOT [ms]", "p99 TTFT [ms]", "answer [s]")
+    table.add_column("quality", justify="right", no_wrap=True)
+    table.add_column("of the fleet", justify="right", no_wrap=True)
+    for c in result["checked"]:
+        ttft, tpot, e2e, quality = c["ttft_p99_s"], c["tpot_mean_s"], c["e2e_mean_s"], c["quality"]
+        own, seen = (
+            f"{1000 * tpot[of]:.3g} ({' to '.join('-' if x is None else f'{1000 * x:.3g}' for x in tpot[ends])})"
+            for of, ends in (("predicted", "predicted_interval"), ("simulated", "simulated_interval"))
+        )
+        table.add_row(
+            _clock(c["start_s"]),
+            f"{own} / {seen}",
+            f"{1000 * ttft['predicted']:.3g} / {1000 * ttft['simulated']:.3g}",
+            f"{e2e['predicted']:.3g} / {e2e['simulated']:.3g}",
+            "-" if quality["predicted"] is None else f"{quality['predicted']:.4f} / {quality['simulated']:.4f}",
+            f"{c['fleet_share']:.2g}",
+        )
+    console.print(table)
 
 
 PARETO_ROWS = 24  # of a Pareto set that are printed; the JSON and the CSV hold all
@@ -584,6 +649,8 @@ def _comparison(result: dict[str, Any]) -> Table:
         ("plan", result["predicted"], result["simulated"])
     ]
     base = result["baseline"]
+    if base["today"] is not None:
+        columns.append(("today", base["today"]["predicted"], base["today"]["simulated"]))
     for key, label in (("plain", base["name"]), ("speculative", "the same with a draft")):
         row = base[key]
         columns.append((label, row and row["predicted"], row and row["simulated"]))
@@ -600,7 +667,7 @@ def _comparison(result: dict[str, Any]) -> Table:
         ("mean time to final answer", lambda p, s: f"{_time(p['e2e_mean_s'])} / {_time(s['e2e_s']['mean'])}"),
     ]
     for name, cell in rows:
-        table.add_row(name, *("does not fit" if p is None or s is None else cell(p, s) for _, p, s in columns))
+        table.add_row(name, *("not feasible" if p is None or s is None else cell(p, s) for _, p, s in columns))
     return table
 
 

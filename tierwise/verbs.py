@@ -88,6 +88,21 @@ def sweep(
     return Result({"scenario": points[0].scenario.name, "points": rows}, show.sweep)
 
 
+def plan_day(
+    scenario: str | Path = "fleet-day",
+    set: Sequence[str] = (),
+    profile: str | None = None,
+    seed: int | None = None,
+    means: Means | None = None,
+) -> Result:
+    """Return the plan of a scenario's day; see ``tierwise plan --day``. Arguments and errors as :func:`plan`."""
+    from planner import day
+    from planner.scenario import load_scenario
+
+    asked, folder = load_scenario(scenario, set)
+    return Result(day.plan_day(asked, folder, profile=profile, seed=seed, means=means), show.day)
+
+
 def simulate(
     scenario: str | Path = SHIPPED,
     set: Sequence[str] = (),
