@@ -4,10 +4,10 @@
    are taken to bear ``HOPE`` times what they do analytically, so that no good plan is ranked too low to be looked at.
 2. *Short.* What a replica bears is simulated for the services of the leading plan; plans are ranked anew, until all
    services of the leader were simulated.
-3. *Long.* The leader runs the scenario's own requests. If it breaks an SLO there it is out; if not, that may be luck,
-   and it runs those of other seeds until each of its limits is known to be kept or broken (:mod:`planner.selection`). A
-   plan that is out tells what its replicas bear under the arrivals they get there, and plans are ranked anew. Dearer
-   plans need no simulation: their cost is known.
+3. *Long.* The leader runs the scenario's own requests, a large fleet a slice of itself (:mod:`planner.slices`). If it
+   breaks an SLO there it is out; if not, that may be luck, and it runs those of other seeds until each of its limits is
+   known to be kept or broken (:mod:`planner.selection`). A plan that is out tells what its replicas bear under the
+   arrivals they get there, and plans are ranked anew. Dearer plans need no simulation: their cost is known.
 4. *Best of equals.* Plans that differ from it in one service on the same GPUs cost the same and are as often right; of
    those the one with the least mean time to the final answer is selected, on the same requests and random numbers.
 """
@@ -39,6 +39,7 @@ from .selection import SOURCE, Verdict, best, keeps, spent
 from .selection import Rule as Band
 from .service import Service
 from .simulate import measured_capacity, missed, run
+from .slices import fleet_slice, of_fleet
 from .space import P99, occupancy
 from .storage import Ledger
 
@@ -244,9 +245,10 @@ def _lower(search: Search, test: Tested, asked: Asked) -> None:
 def _capacity_within(task: tuple[Problem, Candidate, int, int]) -> float:
     """Return what a replica of a tier bears under arrivals that have the pattern they have in a plan [requests/s]."""
     problem, plan, tier, seed = task
-    groups = in_order(plan)
+    part = fleet_slice(problem, plan, seed)
+    groups = in_order(part.candidate)
     at = next(i for i, g in enumerate(groups) if g.tier == tier)
-    records = run(problem, plan, seed)
+    records = run(part.problem, part.candidate, seed)
     visits, group = records.tiers[at], groups[at]
     assert visits is not None
     mine = np.arange(visits.arrival.size)[:: group.replicas][:CAPACITY_REQUESTS]
@@ -254,7 +256,7 @@ def _capacity_within(task: tuple[Problem, Candidate, int, int]) -> float:
         return 0.0
     who = records.visitors[at][mine]
     stream = replace_requests(
-        problem.workload, who, visits.arrival[mine] - visits.arrival[mine[0]], visits.output[mine]
+        part.problem.workload, who, visits.arrival[mine] - visits.arrival[mine[0]], visits.output[mine]
     )
     return measured_capacity(group.service, stream, problem.scenario.slo, group.rate, seed)
 
@@ -337,8 +339,10 @@ def _label(search: Search, plan: Candidate) -> str:
 
 def _simulated(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
     problem, plan, seed = task
-    records = run(problem, plan, seed)
-    return {"figures": published(figures(problem, plan, records)), "batches": batches(problem, plan, records)}
+    part = fleet_slice(problem, plan, seed)
+    records = run(part.problem, part.candidate, seed)
+    found = of_fleet(figures(part.problem, part.candidate, records), part, plan)
+    return {"figures": published(found), "batches": batches(part.problem, part.candidate, records)}
 
 
 def batches(problem: Problem, plan: Candidate, records: ClusterRecords) -> dict[str, list[float]]:
