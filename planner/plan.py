@@ -192,9 +192,7 @@ def _plan_label(search: Search, plan: Candidate) -> str:
 
 
 def _first(workload: Workload, count: int) -> Workload:
-    w = workload
-    cached = None if w.cached is None else w.cached[:count]
-    return Workload(w.arrival[:count], w.prompt[:count], w.output[:count], w.source, cached=cached)
+    return workload.take(slice(count), clients=0, think_time=0.0)
 
 
 def _baseline(search: Search, seed: int, kept: Ledger, progress: Progress) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class Engine(_Strict):
     schedule_ahead: Annotated[int, Field(ge=0, le=1)] = Field(
         0, description="number of steps by which a batch is fixed before the running step has ended, 0 or 1"
     )
+    late_stop: bool = Field(
+        False,
+        description="choice whether an engine scheduled ahead learns of an output's end after the next step has begun, "
+        "and computes the sequence in it once more",
+    )
     mixed_prefill: bool = Field(True, description="choice whether prompts join decode steps or run first and alone")
     reserve_output: bool = Field(
         False,
@@ -147,6 +152,11 @@ class Traffic(_Strict):
         0.0,
         description="share of each prompt whose keys and values are at hand, as in a conversation, not computed [-]",
     )
+    prefix_block_tokens: Count | None = Field(
+        None,
+        description="length of the blocks that `hash_ids` of a Mooncake trace name; if given, prompts that begin alike "
+        "share their KV cache in each replica (512 in the published traces) [tokens]",
+    )
     max_tokens: Count | None = Field(
         None, description="requests with more tokens are left out; by default the shortest context of the tiers"
     )
@@ -172,6 +182,8 @@ class Traffic(_Strict):
             raise ValueError("takes either `trace` or `prompt_tokens` and `output_tokens`, not both")
         if self.trace is None and (self.format, self.characters_per_token) != (None, None):
             raise ValueError("takes `format` and `characters_per_token` with a `trace`")
+        if self.trace is None and self.prefix_block_tokens is not None:
+            raise ValueError("takes `prefix_block_tokens` with a `trace` that names the blocks of its prompts")
         if self.clients and self.arrivals is not None:
             raise ValueError("takes either `arrivals` (open loop) or `clients` (closed loop), not both")
         if not self.clients:
@@ -191,6 +203,10 @@ class DraftChoice(_Strict):
     model: str
     acceptance: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="alpha_iid [-]")
     acceptance_interval: tuple[Share, Share] | None = Field(None, description="90 % interval of alpha_iid [-]")
+    acceptance_sd: Positive | None = Field(
+        None,
+        description="standard deviation of alpha_iid over requests, which then has a Beta law about `acceptance` [-]",
+    )
     acceptance_by_position: Annotated[list[Share], Field(min_length=1, max_length=16)] | None = Field(
         None, description="acceptance at each position given that all before it were accepted; bounds the draft length"
     )
@@ -210,6 +226,15 @@ class DraftChoice(_Strict):
                 "needs exactly one of `acceptance` with its `source`, `acceptance_by_position` with its `source`, "
                 "`draft_tokens` and `target_tokens`"
             )
+        if self.acceptance_sd is not None:
+            if self.acceptance is None:
+                raise ValueError("takes `acceptance_sd` with `acceptance`, the mean over requests [-]")
+            most = (self.acceptance * (1 - self.acceptance)) ** 0.5
+            if self.acceptance_sd >= most:
+                raise ValueError(
+                    f"`acceptance_sd` must be below {most:.3g}, that of a law on 0 and 1 alone with the mean "
+                    f"{self.acceptance:g} [-]; got {self.acceptance_sd:g}"
+                )
         longest = max((n for n in self.draft_lengths if n != "auto"), default=1)
         if longest > self.max_length:
             raise ValueError(f"`draft_lengths` must be at most `max_length` {self.max_length} [tokens]; got {longest}")

@@ -158,7 +158,8 @@ def study_name(problem: Problem, seed: int) -> str:
     scenario = problem.scenario.model_dump_json(exclude={"description"})
     digest = hashlib.sha256(repr((scenario, problem.pools, problem.models, problem.drafts, seed, ROUND)).encode())
     w, o = problem.workload, problem.outcomes
-    for array in (w.arrival, w.prompt, w.output, w.cached, *((o.weight, o.correct, o.signal) if o else ())):
+    blocks = (w.blocks.counts, w.blocks.names) if w.blocks else ()
+    for array in (w.arrival, w.prompt, w.output, w.cached, *blocks, *((o.weight, o.correct, o.signal) if o else ())):
         digest.update(b"-" if array is None else array.tobytes())
     return f"{problem.scenario.name} {digest.hexdigest()[:12]} tierwise {version('tierwise')}"
 

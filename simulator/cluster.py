@@ -242,9 +242,7 @@ def simulate_cluster(
 
 def replace_requests(workload: Workload, who: NDArray[np.intp], arrival: FloatArray, output: IntArray) -> Workload:
     """Return some of the requests with other arrivals and outputs, and the clients and source of ``workload``."""
-    cached = None if workload.cached is None else workload.cached[who]
-    pause = workload.think_time[who] if isinstance(workload.think_time, np.ndarray) else workload.think_time
-    return Workload(arrival, workload.prompt[who], output, workload.source, workload.clients, pause, cached)
+    return workload.take(who, arrival=arrival, output=output)
 
 
 def _for_requests(tier: TierSetup, here: NDArray[np.intp], count: int) -> TierSetup:
@@ -320,7 +318,7 @@ def _turns(workload: Workload, tier: TierSetup, ready: FloatArray, seed: int) ->
 
 _PER_VISIT = (
     *("arrival", "admitted", "first_token", "completion", "prompt", "output", "rounds"),
-    *("drafted", "accepted", "preemptions", "service_s", "refused"),
+    *("drafted", "accepted", "preemptions", "found", "service_s", "refused"),
 )
 
 

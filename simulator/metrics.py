@@ -86,6 +86,7 @@ class Metrics:
     waiting: Estimate  # requests not admitted yet, of a replica, time average over the measured span [-]
     utilisation: Estimate  # busy share of the time from first arrival to last completion [-]
     kv_peak: float  # largest share of a replica's KV blocks ever reserved [-]
+    found: Estimate  # share of prompt tokens that needed no computing when their request was first admitted [-]
     acceptance: Estimate  # accepted / drafted: the accepted fraction; nan without drafts [-]
     tokens_per_round: Estimate  # tokens past the first / rounds, by requests; nan if nobody decoded [tokens]
     rounds: Estimate  # decode rounds of a request [-]
@@ -169,6 +170,7 @@ def measure(
         waiting=without_interval(line) if overloaded else line,
         utilisation=utilisation(records, edges),
         kv_peak=records.kv_peak_tokens / records.kv_tokens,
+        found=as_share(ratio_interval(records.found[who], records.prompt[who])),
         acceptance=ratio_interval(records.accepted[who], records.drafted[who]),
         tokens_per_round=ratio_interval(tokens, rounds),
         rounds=mean_interval(rounds),
@@ -355,7 +357,7 @@ UNMEASURED = Metrics(
     *(summary([]),) * 4,
     *(UNKNOWN,) * 7,
     0.0,
-    *(UNKNOWN,) * 5,
+    *(UNKNOWN,) * 6,
 )  # of a tier that nobody visited
 
 
