@@ -243,6 +243,14 @@ class DraftChoice(_Strict):
         return self
 
 
+class KvSource(_Strict):
+    """An earlier tier of the same model whose KV cache of a prompt is read instead of computing the prompt again."""
+
+    tier: str = Field(description="earlier tier of the same model and precisions")
+    bytes_per_s: Positive = Field(description="rate at which a replica reads the cache [byte/s]")
+    source: str = Field(min_length=1, description="place where the rate is from, e.g. measured, and on what")
+
+
 class TierChoice(_Strict):
     """A model that may serve as a tier and the ways it may be deployed. Tiers are listed from cheap to dear."""
 
@@ -253,6 +261,11 @@ class TierChoice(_Strict):
     precision: Precision = "bf16"
     kv_precision: Precision = "bf16"
     drafts: list[DraftChoice] = Field(default=[], description="drafts allowed besides none")
+    kv_from: KvSource | None = Field(
+        None,
+        description="tier whose KV cache of the prompt is read by requests that escalate from it, in simulation; none: "
+        "they compute the prompt again, as all do where the two tiers run different drafts",
+    )
 
 
 class Signal(_Strict):
@@ -406,6 +419,14 @@ class Scenario(_Strict):
             auroc = self.quality.signal.auroc
             if auroc is not None and len(auroc) != len(names):
                 raise ValueError(f"`quality.signal.auroc` needs one value per tier ({len(names)}); got {len(auroc)}")
+        for i, tier in enumerate(self.tiers):
+            if tier.kv_from is not None:
+                kinds_of = {t.name: (t.model, t.precision, t.kv_precision) for t in self.tiers[:i]}
+                if kinds_of.get(tier.kv_from.tier) != (tier.model, tier.precision, tier.kv_precision):
+                    raise ValueError(
+                        f"`tiers.{i}.kv_from.tier` must be an earlier tier of the same model, precision and "
+                        f"kv_precision; got {tier.kv_from.tier!r}"
+                    )
         for chosen in self.deployment.tiers if self.deployment else ():
             if chosen.tier not in names:
                 raise ValueError(f"`deployment.tiers` names no tier {chosen.tier!r}; known: {', '.join(names)}")
