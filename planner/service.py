@@ -151,9 +151,9 @@ def _rounds_at(
 
 
 def _token_grid(most: int) -> Array:
-    fine = np.arange(1.0, 513.0, 1.0)  # the knee and the tiles lie here
-    coarse = np.arange(512.0 + 64.0, most + 64.0, 64.0)
-    return np.concatenate([fine, coarse])
+    fine = np.arange(1.0, 513.0, 1.0)  # the knee lies here
+    edges = np.arange(512.0, most + 64.0, 64.0)  # of tiles: time jumps behind them
+    return np.concatenate([fine, np.stack([edges, edges + 1], axis=1).ravel()[1:]])
 
 
 def _prefill(

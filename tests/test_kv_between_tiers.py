@@ -18,12 +18,6 @@ from theory.specs import Limits
 from theory.work import kv_bytes_per_token
 
 STEP, HOST, TOKEN, PAIR, READ = 0.02, 0.003, 1e-4, 1e-6, 1e-5  # decode, prompts [s], each token, pair, read [s/token]
-    0.02,
-    0.003,
-    1e-4,
-    1e-6,
-    1e-5,
-)  # decode, prompts alone, per token, per pair [s]; [s/token]
 
 
 def tier(name: str, **more: Any) -> TierSetup:
