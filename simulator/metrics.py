@@ -182,19 +182,26 @@ def measure(
 def conserved(records: Records) -> None:
     """Check what holds on every run: who arrived completed or was refused, every token asked for came, KV fitted.
 
+    Tokens are counted twice, as outputs and by rounds: a request emits one with each prefill it completes (at most one
+    more than it was preempted), one in each round, and its accepted drafts, of which the last round may have some too
+    many. Busy time is what its requests used.
+
     Raises
     ------
     RuntimeError
         If it does not: a defect of the engine, never of the input.
     """
     done = np.isfinite(records.completion)
+    beyond = (records.rounds + records.accepted - (records.output - 1))[done]
     kept = (
         bool(np.array_equal(done, ~records.refused))
         and records.emitted == int(records.output[done].sum())
+        and bool(np.all(beyond >= -records.preemptions[done]) and np.all(beyond <= records.accepted[done]))
         and records.kv_peak_tokens <= records.kv_tokens
+        and math.isclose(records.busy_s, float(records.service_s.sum()), rel_tol=1e-6, abs_tol=1e-9)
     )
     if not kept:
-        raise RuntimeError("the engine lost requests, tokens or KV blocks: this is a defect, please report it")
+        raise RuntimeError("the engine lost requests, tokens, KV blocks or time: this is a defect, please report it")
 
 
 def _good(slo: Slo, ttft: Array, tpot: Array, e2e: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The engine's step times against the latency model they are tabled from: the error is bounded, between the points too."""
+"""The engine's step times against the latency model they are tabled from: errors are bounded, between points too."""
 
 from __future__ import annotations
 
