@@ -68,22 +68,22 @@ READS = "kv_from: {tier: 34b-short, bytes_per_s: 2.0e10, source: of this test}"
 
 
 def scenario(long: str, *more: str) -> Any:
-    """The same model twice, the second time with more reasoning: right more often by the outcomes alone."""
+    """The same model twice, the second time with more reasoning: right more often, by the outcomes alone."""
     return load_scenario(
         overrides=[
             "traffic.requests=1500",
             "traffic.rate=0.5",
             f"tiers=[{SHORT}, {{{long}}}]",
-            'quality.outcomes={"00": 20, "01": 30, "11": 50}',
+            'quality.outcomes={"00": 10, "01": 30, "10": 10, "11": 50}',
             "quality.signal={kind: verifier, sensitivity: 1.0, false_accept: 0.0, source: of this test}",
-            "deployment={lambda_usd: 0.1, tiers: [{tier: 34b-short, tp: 2}, {tier: 34b-long, tp: 2}]}",
+            "deployment={lambda_usd: 1.0, tiers: [{tier: 34b-short, tp: 2}, {tier: 34b-long, tp: 2}]}",
             *more,
         ]
     )
 
 
 def test_a_scenario_says_where_prompts_are_read_from() -> None:
-    """Half the requests escalate. Reading saves their prefill, and changes neither who escalates nor who is right."""
+    """Some requests escalate. Reading saves their prefill, and changes neither who escalates nor who is right."""
     again, reads = (simulate_scenario(*scenario(long), None, 0, lambda *_: None) for long in (LONG, f"{LONG}, {READS}"))
     assert again["tiers"][1]["cached_prompt_share"] == 0.0
     assert reads["tiers"][1]["cached_prompt_share"] > 0.99

@@ -205,16 +205,16 @@ def test_bad_hash_ids_are_refused_by_line(tmp_path: Path, ids: object, text: str
     assert read_trace(path).requests == 2
 
 
-def scenario(tmp_path: Path, *more: str, shared: int = 8) -> Any:
+def scenario(tmp_path: Path, *more: str, shared: int = 4) -> Any:
     """Conversations that begin with the same system prompt of ``shared`` blocks; 34B alone on two GPUs."""
-    rows = [row(700 * i, 5000, [*range(shared), *(1000 + 10 * i + k for k in range(10 - shared))]) for i in range(400)]
+    rows = [row(700 * i, 3000, [*range(shared), *(1000 + 10 * i + k for k in range(6 - shared))]) for i in range(400)]
     (tmp_path / "t.jsonl").write_text(lines(rows), encoding="utf-8")
     settings = ["traffic={trace: t.jsonl, requests: 400}", "deployment={tiers: [{tier: 34b, tp: 2}]}", *more]
     return load_scenario(overrides=settings)[0]
 
 
 def test_a_scenario_reuses_prefixes_on_request(tmp_path: Path) -> None:
-    """Eight of ten blocks are the same: the share found, the load planned for and TTFT say so; else nothing does."""
+    """Four of six blocks are the same: the share found, the load planned for and TTFT say so; else nothing does."""
     found = {}
     for name, more in (("plain", ()), ("reuse", ("traffic.prefix_block_tokens=512",))):
         given_ = scenario(tmp_path, *more)
@@ -222,9 +222,9 @@ def test_a_scenario_reuses_prefixes_on_request(tmp_path: Path) -> None:
         found[name] = result["tiers"][0], Load.of(resolve(given_, tmp_path).workload)
     (plain, plain_load), (reuse, load) = found["plain"], found["reuse"]
     assert plain["cached_prompt_share"] == 0.0
-    assert reuse["cached_prompt_share"] == pytest.approx(8 * 512 / 5000)
-    assert plain_load.prompt == 5000
-    assert load.prompt == pytest.approx(5000 - 8 * 512 * 399 / 400)
+    assert reuse["cached_prompt_share"] == pytest.approx(4 * 512 / 3000)
+    assert plain_load.prompt == 3000
+    assert load.prompt == pytest.approx(3000 - 4 * 512 * 399 / 400)
     assert reuse["ttft_s"]["mean"] < 0.5 * plain["ttft_s"]["mean"]
 
 
