@@ -608,7 +608,7 @@ def _new_requests(workload: Workload, alpha: Acceptance, ids: IntArray | None, s
     counts[2] = names
     columns: dict[str, Any] = dict(zip(_TIMES + _COUNTS, [*times, *counts], strict=True))
     weight = _weights(alpha, names, seed)
-    named = dict(zip(("block", "first", "reusable"), _named_blocks(workload), strict=True))
+    named: dict[str, Any] = dict(zip(("block", "first", "reusable"), _named_blocks(workload), strict=True))
     return _Requests(**columns, **named, weight=weight, cached=cached, refused=np.zeros(count, dtype=np.bool_))
 
 

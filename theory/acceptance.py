@@ -543,7 +543,7 @@ class InBatch:
         law = self.over_requests
         alpha, weight = roots_sh_jacobi(self.nodes, law.a + law.b - 1, law.a)
         rounds = weight / tokens_per_round(alpha, length)
-        return np.asarray(alpha[:, None] ** np.arange(length + 1.0)).T @ rounds / rounds.sum()
+        return np.asarray((alpha[:, None] ** np.arange(length + 1.0)).T @ rounds / rounds.sum())
 
 
 @dataclass(frozen=True, slots=True)
