@@ -15,14 +15,14 @@ from simulator import workload as wl
 from simulator.traces import CHARACTERS_PER_TOKEN, read_trace
 from simulator.workload import Workload
 from theory import outcomes as oc
-from theory.acceptance import SDSL, Acceptance, Positional, from_tokens_per_round, predicted_acceptance
+from theory.acceptance import SDSL, Acceptance, BetaMixture, Positional, from_tokens_per_round, predicted_acceptance
 from theory.catalog import accelerator, model
 from theory.errors import refuse, require
 from theory.latency import Profile
 from theory.outcomes import Outcomes
 from theory.scaling import HOFFMANN, perplexity
 from theory.specs import Accelerator, Deployment, Limits, Rules, Transformer, check_tp
-from theory.speculation import mean_tokens
+from theory.speculation import LengthLaw, mean_tokens
 from theory.work import parameters
 
 from .predict import DraftModel
@@ -107,6 +107,7 @@ def limits_of(engine: Engine, times: EngineTimes) -> Limits:
             engine.stream_interval,
             times.eager_layer,
             engine.memory_left,
+            engine.late_stop,
         ),
     )
 
@@ -203,22 +204,34 @@ def _draft(choice: DraftChoice, target: Transformer, folder: Path) -> DraftModel
         f"must be smaller than the target {target.name}",
         choice.model,
     )
-    by_position, longest = None, choice.max_length
+    lengths: LengthLaw | None = None
+    longest = choice.max_length
     if choice.acceptance_by_position is not None:
-        by_position = Positional(tuple(choice.acceptance_by_position))
+        lengths = Positional(tuple(choice.acceptance_by_position))
         longest = min(longest, len(choice.acceptance_by_position))
-        alike = from_tokens_per_round(mean_tokens(by_position, longest), longest)
+        alike = from_tokens_per_round(mean_tokens(lengths, longest), longest)
         acceptance = Acceptance(alike, alike, alike, "published", choice.source or "")
     elif choice.acceptance is not None:
-        low, high = choice.acceptance_interval or (choice.acceptance, choice.acceptance)
-        acceptance = Acceptance(choice.acceptance, low, high, "published", choice.source or "")
+        mean, spread = choice.acceptance, choice.acceptance_sd
+        low, high = choice.acceptance_interval or (mean, mean)
+        if spread is not None:
+            lengths = BetaMixture.from_moments(mean, spread)
+            low, mean, high = (_in_batch(alpha, spread, longest) for alpha in (low, mean, high))
+        acceptance = Acceptance(mean, low, high, "published", choice.source or "")
     else:
         assert choice.draft_tokens is not None
         assert choice.target_tokens is not None
         own = perplexity(HOFFMANN, parameters(draft), choice.draft_tokens)
         aim = perplexity(HOFFMANN, parameters(target), choice.target_tokens)
         acceptance = replace(predicted_acceptance(SDSL, float(own), float(aim)), provenance="published law")
-    return DraftModel(draft, acceptance, max_length=longest, by_position=by_position)
+    return DraftModel(draft, acceptance, max_length=longest, lengths=lengths)
+
+
+def _in_batch(mean: float, spread: float, length: int) -> float:
+    """Return the one alpha_iid whose rounds emit what those of the mixture do; a mean of 0 or 1 has no spread [-]."""
+    if mean in (0.0, 1.0):
+        return mean
+    return from_tokens_per_round(BetaMixture.from_moments(mean, spread).pooled_tokens(length), length)
 
 
 def _outcomes(quality: Quality, tiers: list[TierChoice]) -> Outcomes:
@@ -254,7 +267,14 @@ def _from_trace(traffic: Traffic, folder: Path, rng: np.random.Generator) -> Wor
     assert traffic.trace is not None
     wanted = traffic.clients * traffic.requests_per_client if traffic.requests_per_client else traffic.requests
     characters = traffic.characters_per_token or CHARACTERS_PER_TOKEN
-    read = read_trace(folder / traffic.trace, None, wanted, format=traffic.format, characters_per_token=characters)
+    read = read_trace(
+        folder / traffic.trace,
+        None,
+        wanted,
+        format=traffic.format,
+        characters_per_token=characters,
+        block_tokens=traffic.prefix_block_tokens,
+    )
     if traffic.clients:
         return wl.in_closed_loop(read, _loop(traffic, read.requests), rng)
     timed = float(read.arrival[-1]) > 0
@@ -262,7 +282,7 @@ def _from_trace(traffic: Traffic, folder: Path, rng: np.random.Generator) -> Wor
         rate = traffic.rate if traffic.rate is not None or not timed else read.rate
         times = _arrival_times(traffic, rate, read.requests, rng)
         n, law = times.size, traffic.arrivals.kind
-        return Workload(times, read.prompt[:n], read.output[:n], f"lengths of {read.source}; {law} arrivals")
+        return read.take(slice(n), arrival=times, source=f"lengths of {read.source}; {law} arrivals")
     way_out = "Give `traffic.arrivals` with `traffic.rate`, or `traffic.clients`."
     require(timed, "traffic.trace", "must hold two different arrival times", traffic.trace, way_out)
     return read if traffic.rate is None else wl.at_rate(read, traffic.rate)
@@ -302,14 +322,10 @@ def _at_most(workload: Workload, tokens: int) -> Workload:
         tokens,
         f"The shortest request has {int((workload.prompt + workload.output).min())} tokens.",
     )
-    return Workload(
-        workload.arrival[keep],
-        workload.prompt[keep],
-        workload.output[keep],
-        f"{workload.source}; requests of more than {tokens} tokens left out",
-        workload.clients,
-        _kept_pauses(workload, keep),
-        None if workload.cached is None else workload.cached[keep],
+    return workload.take(
+        keep,
+        source=f"{workload.source}; requests of more than {tokens} tokens left out",
+        think_time=_kept_pauses(workload, keep),
     )
 
 

@@ -281,9 +281,7 @@ class Day:
 
 def _evenly(workload: Workload, rng: np.random.Generator) -> Workload:
     """Return the same requests as a Poisson process, at one a second."""
-    return Workload(
-        poisson(1.0, workload.requests, rng), workload.prompt, workload.output, workload.source, cached=workload.cached
-    )
+    return replace(workload, arrival=poisson(1.0, workload.requests, rng))
 
 
 def _at(problem: Problem, flat: Workload, rate: float) -> Problem:
@@ -369,10 +367,7 @@ def _unknown(day: Day, known: set[int]) -> list[Group]:
 
 def _capacity_task(day: Day, group: Group) -> tuple[Any, ...]:
     problem = next(p for p in day.problems if p is not None)
-    w = problem.workload
-    n = min(CAPACITY_REQUESTS, w.requests)
-    cached = None if w.cached is None else w.cached[:n]
-    sample = Workload(w.arrival[:n], w.prompt[:n], w.output[:n], w.source, cached=cached)
+    sample = problem.workload.take(slice(CAPACITY_REQUESTS))
     return group.service, sample, problem.scenario.slo, day.search.capacity(group), day.seed
 
 

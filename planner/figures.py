@@ -35,6 +35,7 @@ SHARES = (
     "quality",
     "utilisation",
     "acceptance",
+    "cached_prompt_share",
 )  # within 0 and 1
 SUMMED = ("requests", "warmup_requests", "refused")  # over replications; any other number is the same in all [-]
 STATUS_RULE = (
@@ -211,6 +212,7 @@ def _tier(problem: Problem, group: Group, m: Metrics) -> Tree:
         "mean_waiting": m.waiting,
         "utilisation": m.utilisation,
         "kv_peak": m.kv_peak,
+        "cached_prompt_share": m.found,
         "acceptance": m.acceptance,
         "acceptance_kind": "accepted / drafted",
         "tokens_per_round": m.tokens_per_round,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.benchmark_readers import Aggregates
 from calibration.observe import Load, Observation, Server, Speculation, observe
 from simulator import metrics
+from theory.errors import require
 
 from .build import resolve
 from .figures import PERCENTILES, WARMUP_RULE, published
@@ -40,6 +41,12 @@ def observe_scenario(
     """
     used_seed = scenario.search.seed if seed is None else seed
     workload = resolve(scenario, folder, None, used_seed).workload
+    require(
+        workload.blocks is None,
+        "traffic.prefix_block_tokens",
+        "must not be given: prompts that share blocks cannot be sent",
+        scenario.traffic.prefix_block_tokens,
+    )
     load = Load(
         workload.arrival,
         workload.prompt,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.acceptance import Acceptance
+from theory.acceptance import Acceptance, BetaMixture
 from theory.errors import require
 from theory.latency import Pass, Profile, StepTime, step_time, step_time_interval, verify_knee
 from theory.specs import Deployment, Transformer
@@ -28,12 +28,17 @@ class DraftModel:
     acceptance: Acceptance
     tp: int = 1  # GPUs of the target's group that run the draft
     max_length: int = 8  # longest draft considered [tokens]
-    by_position: LengthLaw | None = None  # acceptance by position where it is known; `acceptance` then sums it up
+    lengths: LengthLaw | None = None  # by position or mixed over requests, if known; `acceptance` then sums it up
 
     @property
     def law(self) -> float | LengthLaw:
-        """How many drafted tokens are accepted: alpha_iid [-], or the law by position."""
-        return self.acceptance.value if self.by_position is None else self.by_position
+        """How many drafted tokens are accepted: alpha_iid, or the law by position, or mixed over requests."""
+        return self.acceptance.value if self.lengths is None else self.lengths
+
+    @property
+    def law_in_batch(self) -> float | LengthLaw:
+        """The same for a round met in a batch: of a mixture, with poor requests met more often."""
+        return self.lengths.in_batch if isinstance(self.lengths, BetaMixture) else self.law
 
 
 def draft_step(deployment: Deployment, profile: Profile, draft: DraftModel, batch: Array, context: Array) -> StepTime:

@@ -62,6 +62,11 @@ class Engine(_Strict):
     schedule_ahead: Annotated[int, Field(ge=0, le=1)] = Field(
         0, description="number of steps by which a batch is fixed before the running step has ended, 0 or 1"
     )
+    late_stop: bool = Field(
+        False,
+        description="choice whether an engine scheduled ahead learns of an output's end after the next step has begun, "
+        "and computes the sequence in it once more",
+    )
     mixed_prefill: bool = Field(True, description="choice whether prompts join decode steps or run first and alone")
     reserve_output: bool = Field(
         False,
@@ -147,6 +152,11 @@ class Traffic(_Strict):
         0.0,
         description="share of each prompt whose keys and values are at hand, as in a conversation, not computed [-]",
     )
+    prefix_block_tokens: Count | None = Field(
+        None,
+        description="length of the blocks that `hash_ids` of a Mooncake trace name; if given, prompts that begin alike "
+        "share their KV cache in each replica (512 in the published traces) [tokens]",
+    )
     max_tokens: Count | None = Field(
         None, description="requests with more tokens are left out; by default the shortest context of the tiers"
     )
@@ -172,6 +182,8 @@ class Traffic(_Strict):
             raise ValueError("takes either `trace` or `prompt_tokens` and `output_tokens`, not both")
         if self.trace is None and (self.format, self.characters_per_token) != (None, None):
             raise ValueError("takes `format` and `characters_per_token` with a `trace`")
+        if self.trace is None and self.prefix_block_tokens is not None:
+            raise ValueError("takes `prefix_block_tokens` with a `trace` that names the blocks of its prompts")
         if self.clients and self.arrivals is not None:
             raise ValueError("takes either `arrivals` (open loop) or `clients` (closed loop), not both")
         if not self.clients:
@@ -191,6 +203,10 @@ class DraftChoice(_Strict):
     model: str = Field(description="model of the catalog, or a path to a config.json or its folder")
     acceptance: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="alpha_iid [-]")
     acceptance_interval: tuple[Share, Share] | None = Field(None, description="90 % interval of alpha_iid [-]")
+    acceptance_sd: Positive | None = Field(
+        None,
+        description="standard deviation of alpha_iid over requests, which then has a Beta law about `acceptance` [-]",
+    )
     acceptance_by_position: Annotated[list[Share], Field(min_length=1, max_length=16)] | None = Field(
         None, description="acceptance at each position given that all before it were accepted; bounds the draft length"
     )
@@ -210,12 +226,29 @@ class DraftChoice(_Strict):
                 "needs exactly one of `acceptance` with its `source`, `acceptance_by_position` with its `source`, "
                 "`draft_tokens` and `target_tokens`"
             )
+        if self.acceptance_sd is not None:
+            if self.acceptance is None:
+                raise ValueError("takes `acceptance_sd` with `acceptance`, the mean over requests [-]")
+            most = (self.acceptance * (1 - self.acceptance)) ** 0.5
+            if self.acceptance_sd >= most:
+                raise ValueError(
+                    f"`acceptance_sd` must be below {most:.3g}, that of a law on 0 and 1 alone with the mean "
+                    f"{self.acceptance:g} [-]; got {self.acceptance_sd:g}"
+                )
         longest = max((n for n in self.draft_lengths if n != "auto"), default=1)
         if longest > self.max_length:
             raise ValueError(f"`draft_lengths` must be at most `max_length` {self.max_length} [tokens]; got {longest}")
         if not by_law and not self.source:
             raise ValueError("`acceptance` needs a `source`: a number without one is refused")
         return self
+
+
+class KvSource(_Strict):
+    """An earlier tier of the same model whose KV cache of a prompt is read instead of computing the prompt again."""
+
+    tier: str = Field(description="earlier tier of the same model and precisions")
+    bytes_per_s: Positive = Field(description="rate at which a replica reads the cache [byte/s]")
+    source: str = Field(min_length=1, description="place where the rate is from, e.g. measured, and on what")
 
 
 class TierChoice(_Strict):
@@ -228,6 +261,11 @@ class TierChoice(_Strict):
     precision: Precision = Field("bf16", description="number format of weights and operations")
     kv_precision: Precision = Field("bf16", description="number format of the KV cache")
     drafts: list[DraftChoice] = Field(default=[], description="drafts allowed besides none")
+    kv_from: KvSource | None = Field(
+        None,
+        description="tier whose KV cache of the prompt is read by requests that escalate from it, in simulation; none: "
+        "they compute the prompt again, as all do where the two tiers run different drafts",
+    )
 
 
 class Signal(_Strict):
@@ -398,6 +436,14 @@ class Scenario(_Strict):
             auroc = self.quality.signal.auroc
             if auroc is not None and len(auroc) != len(names):
                 raise ValueError(f"`quality.signal.auroc` needs one value per tier ({len(names)}); got {len(auroc)}")
+        for i, tier in enumerate(self.tiers):
+            if tier.kv_from is not None:
+                kinds_of = {t.name: (t.model, t.precision, t.kv_precision) for t in self.tiers[:i]}
+                if kinds_of.get(tier.kv_from.tier) != (tier.model, tier.precision, tier.kv_precision):
+                    raise ValueError(
+                        f"`tiers.{i}.kv_from.tier` must be an earlier tier of the same model, precision and "
+                        f"kv_precision; got {tier.kv_from.tier!r}"
+                    )
         for chosen in self.deployment.tiers if self.deployment else ():
             if chosen.tier not in names:
                 raise ValueError(f"`deployment.tiers` names no tier {chosen.tier!r}; known: {', '.join(names)}")

@@ -30,7 +30,7 @@ IntArray = NDArray[np.int64]
 class Load:
     """The moments of a workload that the analytic model needs."""
 
-    prompt: float  # mean that needs computing: all but the cached part [tokens]
+    prompt: float  # mean that needs computing: all but what is at hand where nothing is forgotten [tokens]
     output: float  # mean [tokens]
     context: float  # mean cached tokens of a decoding sequence [tokens]
     context_sd: float  # their standard deviation [tokens]
@@ -51,7 +51,7 @@ class Load:
         .. math:: E[S] = \frac{E[L (P + L / 2)]}{E[L]}, \qquad E[S^2] = \frac{E[L (P^2 + P L + L^2 / 3)]}{E[L]}
         """
         prompt, output = workload.prompt.astype(float), workload.output.astype(float)
-        cached = np.zeros_like(prompt) if workload.cached is None else workload.cached.astype(float)
+        cached = workload.at_hand.astype(float)
         context = (output * (prompt + output / 2)).mean() / output.mean()
         square = (output * (prompt**2 + prompt * output + output**2 / 3)).mean() / output.mean()
         return cls(
@@ -151,9 +151,9 @@ def _rounds_at(
 
 
 def _token_grid(most: int) -> Array:
-    fine = np.arange(1.0, 513.0, 1.0)  # the knee and the tiles lie here
-    coarse = np.arange(512.0 + 64.0, most + 64.0, 64.0)
-    return np.concatenate([fine, coarse])
+    fine = np.arange(1.0, 513.0, 1.0)  # the knee lies here
+    edges = np.arange(512.0, most + 64.0, 64.0)  # of tiles: time jumps behind them
+    return np.concatenate([fine, np.stack([edges, edges + 1], axis=1).ravel()[1:]])
 
 
 def _prefill(
@@ -230,7 +230,7 @@ def _sequences_held(capacity: float, mean: float, sd: float) -> float:
 def _rounds(table: StepTable, load: Load, draft: DraftModel | None, length: int | None) -> Schedule:
     batch = np.arange(1, table.base.shape[1])
     times = table.base[:, 1:] + table.slope[:, 1:] * batch * load.context
-    law = draft.law if draft else 0.0
+    law = draft.law_in_batch if draft else 0.0
     if length is None:
         return best_schedule(law, times, tolerance=SCHEDULE_TOLERANCE)
     row = table.row(length)
@@ -260,7 +260,7 @@ def _prefills(table: StepTable, load: Load, rounds: Schedule, mixed: bool) -> di
 def _overshoot(rounds: Schedule, draft: DraftModel | None) -> float:
     """Mean tokens past the end of a request, at the draft length of a middling batch."""
     gamma = int(rounds.length[min(15, len(rounds.length) - 1)])
-    law = draft.law if draft else 0.0
+    law = draft.law_in_batch if draft else 0.0
     return float(mean_overshoot(mean_tokens(law, gamma), variance_tokens(law, gamma)))
 
 
@@ -273,7 +273,7 @@ def with_acceptance(service: Service, load: Load, acceptance: float) -> Service:
     """Return the same replica if its draft had another acceptance [-], with the schedule that is best for it."""
     assert service.draft is not None
     alike = replace(service.draft.acceptance, value=acceptance, low=acceptance, high=acceptance)
-    draft = replace(service.draft, acceptance=alike, by_position=None)
+    draft = replace(service.draft, acceptance=alike, lengths=None)
     return _in_rounds(replace(service, draft=draft), load, _rounds(service.table, load, draft, None))
 
 

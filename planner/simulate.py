@@ -18,6 +18,7 @@ from simulator.workload import Workload, at_rate
 from theory import cascade
 from theory.errors import InfeasibleError, refuse, require
 from theory.memory import load_time
+from theory.work import kv_bytes_per_token
 
 from .build import Pool, Problem, joined_names, resolve
 from .figures import STATUS_RULE, WARMUP_RULE, Tree, figures, in_order, joined, published, times_of
@@ -100,15 +101,21 @@ def run(problem: Problem, candidate: Candidate, seed: int) -> ClusterRecords:
     """Run the requests of a problem through a plan."""
     groups = {g.tier: g for g in candidate.groups}
     order = [i for i in candidate.rule.tiers if i in groups]
-    setups = [_setup(problem, groups[i]) for i in order]
+    setups = [_setup(problem, groups, i) for i in order]
     rng = np.random.default_rng([seed, 2])
     return simulate_cluster(problem.workload, setups, _paths(problem, candidate.rule, order, rng), seed)
 
 
-def _setup(problem: Problem, group: Group) -> TierSetup:
+def _setup(problem: Problem, groups: dict[int, Group], tier: int) -> TierSetup:
+    group, names = groups[tier], [t.name for t in problem.scenario.tiers]
     s = group.service
+    kv_from, kv_read_s = "", 0.0
+    source = problem.scenario.tiers[tier].kv_from
+    earlier = groups.get(names.index(source.tier)) if source else None
+    if source and earlier and _draft_name(earlier.service) == _draft_name(s):
+        kv_from, kv_read_s = source.tier, _kv_bytes(s) / source.bytes_per_s
     return TierSetup(
-        problem.scenario.tiers[group.tier].name,
+        names[tier],
         s.table,
         s.deployment.limits,
         s.kv_tokens,
@@ -118,7 +125,20 @@ def _setup(problem: Problem, group: Group) -> TierSetup:
         s.gpus,
         group.routing,
         group.ready_s,
+        kv_from,
+        kv_read_s,
     )
+
+
+def _draft_name(service: Service) -> str:
+    return service.draft.model.name if service.draft else ""
+
+
+def _kv_bytes(service: Service) -> float:
+    """Return the bytes of keys and values of one token, of the target and its draft, each head once [byte/token]."""
+    d, draft = service.deployment, service.draft
+    models = [d.model] + ([draft.model] if draft else [])
+    return sum(kv_bytes_per_token(m, d.kv_precision) for m in models)
 
 
 def _paths(problem: Problem, rule: Rule, order: list[int], rng: np.random.Generator) -> Paths:

@@ -180,7 +180,8 @@ def study_name(problem: Problem, seed: int, objectives: Sequence[str] = ()) -> s
     scenario = problem.scenario.model_dump_json(exclude={"description"})
     digest = hashlib.sha256(repr((scenario, problem.pools, problem.models, problem.drafts, seed, ROUND)).encode())
     w, o = problem.workload, problem.outcomes
-    for array in (w.arrival, w.prompt, w.output, w.cached, *((o.weight, o.correct, o.signal) if o else ())):
+    blocks = (w.blocks.counts, w.blocks.names) if w.blocks else ()
+    for array in (w.arrival, w.prompt, w.output, w.cached, *blocks, *((o.weight, o.correct, o.signal) if o else ())):
         digest.update(b"-" if array is None else array.tobytes())
     asked = f" {','.join(objectives)}" if objectives else ""
     return f"{problem.scenario.name}{asked} {digest.hexdigest()[:12]} tierwise {version('tierwise')}"

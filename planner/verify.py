@@ -379,9 +379,7 @@ def _means(values: Any) -> list[float]:
 
 def first_requests(workload: Workload, count: int) -> Workload:
     """Return the first requests of an open loop."""
-    w = workload
-    cached = None if w.cached is None else w.cached[:count]
-    return Workload(w.arrival[:count], w.prompt[:count], w.output[:count], w.source, cached=cached)
+    return workload.take(slice(count), clients=0, think_time=0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -52,11 +52,15 @@ class TierSetup:
     gpus: int = 1  # of one replica [-]
     routing: Routing = "round-robin"
     ready_s: float | FloatArray = 0.0  # when the replicas have their model, one for all or one each [s]
+    kv_from: str = ""  # name of an earlier tier of the same model whose KV cache of a prompt it reads; "": of none
+    kv_read_s: float = 0.0  # time to read it [s/token]
 
     def __post_init__(self) -> None:
         require(self.replicas >= 1, "replicas", "must be at least 1 [-]", self.replicas)
         require(self.gpus >= 1, "gpus", "must be at least 1 [-]", self.gpus)
         require(self.routing in ROUTINGS, "routing", f"must be one of {', '.join(ROUTINGS)}", self.routing)
+        ok = math.isfinite(self.kv_read_s) and self.kv_read_s >= 0
+        require(ok, "kv_read_s", "must be finite and at least 0 [s/token]", self.kv_read_s)
         ready_times(self.ready_s, self.replicas)
 
 
@@ -190,7 +194,9 @@ def simulate_cluster(
     Parameters
     ----------
     workload : Workload
-        Arrivals and lengths. The prompt of a request is the same at every tier.
+        Arrivals and lengths. The prompt of a request is the same at every tier. One that has run the tier ``kv_from``
+        arrives when its prompt's keys and values have been read from there, and computes the last prompt token alone;
+        they are read from a store that loses nothing, and beside the work of either tier.
     tiers : sequence of TierSetup
         In the order of escalation.
     paths : Paths
@@ -227,12 +233,18 @@ def simulate_cluster(
     visitors: list[NDArray[np.intp]] = []
     for k, tier in enumerate(tiers):
         here = np.flatnonzero(paths.visits[:, k] & ~refused)
-        here = here[np.argsort(at[here], kind="stable")]
+        reads = _reads(tiers, k, paths)[here]
+        at[here] += reads * (tier.kv_read_s * (workload.prompt[here] - 1))
+        order = np.argsort(at[here], kind="stable")
+        here, reads = here[order], reads[order]
         visitors.append(here)
         if here.size == 0:
             records.append(None)
             continue
         arrivals = replace_requests(workload, here, at[here], lengths[here, k])
+        if reads.any():
+            known = np.zeros_like(arrivals.prompt) if arrivals.cached is None else arrivals.cached
+            arrivals = replace(arrivals, cached=np.where(reads, arrivals.prompt - 1, known))
         run = simulate_tier(arrivals, _for_requests(tier, here, count), _tier_seed(seed, k), here)
         records.append(run)
         refused[here] = run.refused
@@ -240,11 +252,15 @@ def simulate_cluster(
     return _collect(workload, tiers, paths, lengths, (records, visitors), refused)
 
 
+def _reads(tiers: Sequence[TierSetup], tier: int, paths: Paths) -> NDArray[np.bool_]:
+    """Return which requests have run the earlier tier whose KV cache this one reads, (n,)."""
+    earlier = [i for i in range(tier) if tiers[i].name == tiers[tier].kv_from]
+    return paths.visits[:, earlier].any(axis=1)
+
+
 def replace_requests(workload: Workload, who: NDArray[np.intp], arrival: FloatArray, output: IntArray) -> Workload:
     """Return some of the requests with other arrivals and outputs, and the clients and source of ``workload``."""
-    cached = None if workload.cached is None else workload.cached[who]
-    pause = workload.think_time[who] if isinstance(workload.think_time, np.ndarray) else workload.think_time
-    return Workload(arrival, workload.prompt[who], output, workload.source, workload.clients, pause, cached)
+    return workload.take(who, arrival=arrival, output=output)
 
 
 def _for_requests(tier: TierSetup, here: NDArray[np.intp], count: int) -> TierSetup:
@@ -320,7 +336,7 @@ def _turns(workload: Workload, tier: TierSetup, ready: FloatArray, seed: int) ->
 
 _PER_VISIT = (
     *("arrival", "admitted", "first_token", "completion", "prompt", "output", "rounds"),
-    *("drafted", "accepted", "preemptions", "service_s", "refused"),
+    *("drafted", "accepted", "preemptions", "found", "service_s", "refused"),
 )
 
 

@@ -21,9 +21,13 @@ Other rules (:class:`theory.specs.Rules`) change this, each by itself and togeth
   request waits for the running step and for the one already scheduled. The token budget of step n + 1 is reckoned with
   all that decode in step n or end their prefill in it, those that will end included. A sequence whose output is
   complete at the end of step n is taken out of step n + 1, with drafts or without; its slot and blocks serve what is
-  decided at the start of step n + 1, which joins step n + 2. (An engine that learns of the end only then computes such
-  a sequence once more, in vain. That step is not modelled.) A step to which nobody was assigned is not run: the engine
+  decided at the start of step n + 1, which joins step n + 2. A step to which nobody was assigned is not run: the engine
   decides anew and starts at once, so an idle replica does not make its first request wait.
+* *late stop*: the engine learns that an output is complete (a stop token) only when step n + 1, scheduled ahead, is
+  under way. The sequence is computed in it once more, in vain, with all that the step costs: it counts for the number
+  of sequences, for the draft length, for the context and the token budget, even where nobody else is left. It emits
+  nothing, its client has its answer, its slot and blocks are free as above, and it pays its share of that step. In a
+  step of prompts alone nobody is computed in vain.
 * *separate prefill*: a step with prompts decodes nothing, and goes first whenever a prompt can run. After a preemption
   nobody is admitted before a sequence completes: else prompts would come back, overflow and go for ever.
 * *output reserved*: a request is admitted when blocks for its prompt, output and longest draft are free, and holds them
@@ -37,7 +41,16 @@ tokens. Requests of no prompt or no output are no requests: :class:`.Workload` r
 
 Prompt tokens that are ``cached`` (:class:`.Workload`) need no computing: prefill starts behind them, attends to them
 and pays no other time for them, also when it is repeated after a preemption. They take KV blocks of the request like
-any other: blocks shared between running requests are not modelled, nor is the memory of the cache they come from.
+any other, and the memory of the cache they come from is none of the replica's.
+
+Prompts whose ``blocks`` are named (:class:`.PromptBlocks`) share them in the KV cache of a replica, as vLLM does:
+
+* a request that is admitted finds the blocks at the head of its prompt that are in the cache, up to the first that is
+  not; prefill starts behind them. Its last prompt token is always computed, and a block is found whole or not at all;
+* a block is in the cache from the step on in which it is computed, for those admitted later in that step as well. It
+  takes memory once, however many requests hold it; of two that computed it apart, one copy is kept (as in SGLang);
+* when nobody holds it any more it stays, until its memory is wanted: then the one goes first that was let go first,
+  of one request the last of its prompt. What stays unheld counts as free. Tokens of the output are not found again.
 
 Plain decoding jumps. Between two events (a completion, a prefill chunk, a preemption, an arrival that can be admitted)
 the batch of n sequences does not change and every one gains a token a step, so k steps take
@@ -260,6 +273,7 @@ class Records:
     drafted: IntArray  # [tokens]
     accepted: IntArray  # [tokens]
     preemptions: IntArray  # [-]
+    found: IntArray  # prompt tokens that needed no computing when it was first admitted [tokens]
     service_s: FloatArray  # share of the replica's busy time [s]
     refused: NDArray[np.bool_]  # larger than the whole KV cache
     batch_s: FloatArray  # busy time with n sequences past their prefill, n = 0..max_num_seqs [s]
@@ -450,6 +464,14 @@ def _setting(
         f"must reach `max_num_seqs` = {limits.max_num_seqs} sequences",
         table.base.shape[1] - 1,
     )
+    piece = 0 if workload.blocks is None else workload.blocks.tokens
+    require(
+        piece % limits.block_size == 0,
+        "blocks.tokens",
+        f"must be a multiple of `block_size` = {limits.block_size} [tokens]",
+        piece,
+        "The engine shares whole KV blocks.",
+    )
     blocks = int(kv_tokens) // limits.block_size
     require(blocks > 0, "kv_tokens", f"must hold at least one block of {limits.block_size} [tokens]", kv_tokens)
     times = _Times(
@@ -476,8 +498,11 @@ def _setting(
         bool(limits.rules.schedule_ahead),
         limits.rules.mixed_prefill,
         limits.rules.reserve_output,
+        limits.rules.late_stop,
         int(limits.rules.stream_interval),
         int((workload.prompt + workload.output).max()),
+        piece,
+        piece // limits.block_size,
     )
     return setting, times
 
@@ -597,7 +622,7 @@ def _new_requests(workload: Workload, alpha: Acceptance, ids: IntArray | None, s
     require(names.shape == (count,), "ids", f"must name each of the {count} requests", names.shape)
     cached = np.zeros(1, dtype=np.int64) if workload.cached is None else np.array(workload.cached)
     # two blocks instead of a dozen arrays: a large one comes in huge pages, small ones in a page fault every 4 kB
-    times, counts = np.zeros((5, count)), np.zeros((8, count), dtype=np.int64)
+    times, counts = np.zeros((5, count)), np.zeros((9, count), dtype=np.int64)
     times[0] = arrival
     times[1:4] = np.nan
     counts[0] = counts[7] = prompt
@@ -605,11 +630,20 @@ def _new_requests(workload: Workload, alpha: Acceptance, ids: IntArray | None, s
     counts[2] = names
     columns: dict[str, Any] = dict(zip(_TIMES + _COUNTS, [*times, *counts], strict=True))
     each = _alphas(alpha, names, seed)
-    return _Requests(**columns, alpha=each, cached=cached, refused=np.zeros(count, dtype=np.bool_))
+    named: dict[str, Any] = dict(zip(("block", "first", "reusable"), _named_blocks(workload), strict=True))
+    return _Requests(**columns, **named, alpha=each, cached=cached, refused=np.zeros(count, dtype=np.bool_))
+
+
+def _named_blocks(workload: Workload) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the names of all prompt blocks as 0, 1, ...; where each request's begin; how many it may find."""
+    if workload.blocks is None:
+        return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    _, names = np.unique(np.append(workload.blocks.names, 0), return_inverse=True)  # one at least: never empty
+    return names.astype(np.int64), workload.blocks.starts, workload.blocks.reusable(workload.prompt)
 
 
 _TIMES = ("arrival", "admitted", "first_token", "completion", "service_s")
-_COUNTS = ("prompt", "output", "id", "rounds", "drafted", "accepted", "preemptions", "target")
+_COUNTS = ("prompt", "output", "id", "rounds", "drafted", "accepted", "preemptions", "target", "found")
 
 
 def _new_state(requests: _Requests, setting: _Setting, replicas: tuple[int, ...] = ()) -> _State:
@@ -619,14 +653,19 @@ def _new_state(requests: _Requests, setting: _Setting, replicas: tuple[int, ...]
     def zeros(*shape: int, dtype: Any = np.int64) -> Any:
         return np.zeros((*replicas, *shape), dtype=dtype)
 
+    names = int(requests.block.max()) + 1
+    prefix = zeros(names + 1, dtype=_PREFIX)
+    prefix["users"], prefix["older"], prefix["newer"] = -1, names, names
     return _State(
         requests,
         slot=zeros(slots, dtype=_SLOT),
         free=zeros(slots) + np.arange(slots),
         order=zeros(slots),
         chunked=zeros(slots),
+        vain=zeros(slots),
         heap=zeros(slots),
         offsets=zeros(setting.block),
+        prefix=prefix,
         waiting=zeros(count),
         pending=zeros(count if setting.clients else 1),
         counter=zeros(_COUNTERS),
@@ -655,15 +694,15 @@ def _new_door(requests: _Requests, setting: _Setting, ready: FloatArray, draw: F
 def _replica(states: _State, replica: int, who: IntArray) -> _State:
     """Return the state of one of the replicas, with its requests alone."""
     shared = states.request
-    own: list[Any] = [column if column.size < shared.arrival.size else column[who] for column in shared]
-    return _State(_Requests(*own), *(getattr(states, name)[replica] for name in _State._fields[1:]))
+    own = {name: getattr(shared, name)[who] for name in _PER_REQUEST}
+    return _State(shared._replace(**own), *(getattr(states, name)[replica] for name in _State._fields[1:]))
 
 
 def _records(state: _State, setting: _Setting, closed: bool) -> Records:
     blocks = setting.blocks
     assert bool(np.all(state.request.refused | np.isfinite(state.request.completion)))
     assert int(state.counter[_KV_PEAK]) <= blocks
-    assert not state.counter[[_RUNNING, _DECODING, _WAITING, _USED, _CONTEXT, _HEAPED]].any()
+    assert not state.counter[[_RUNNING, _DECODING, _WAITING, _USED, _CONTEXT, _HEAPED, _VAIN]].any()
     assert not state.offsets.any()
     return Records(
         **{name: getattr(state.request, name) for name in _PER_REQUEST},
@@ -681,7 +720,7 @@ def _records(state: _State, setting: _Setting, closed: bool) -> Records:
 
 _PER_REQUEST = (
     *("arrival", "admitted", "first_token", "completion", "prompt", "output"),
-    *("rounds", "drafted", "accepted", "preemptions", "service_s", "refused"),
+    *("rounds", "drafted", "accepted", "preemptions", "found", "service_s", "refused"),
 )
 
 
@@ -702,8 +741,11 @@ class _Setting(NamedTuple):
     ahead: bool  # who joins a step is fixed when the one before it starts
     mixed: bool  # prompts join decode steps
     whole: bool  # KV blocks are reserved to the last token at admission
+    late: bool  # who completes in a step is computed in the next one too
     stream: int  # the client sees the first token with this one
     patience: int  # steps in a row that may emit nothing
+    piece: int  # tokens of a named prompt block; 0: there are none
+    unit: int  # KV blocks of one
 
 
 class _Times(NamedTuple):
@@ -730,6 +772,9 @@ class _Requests(NamedTuple):
     output: IntArray
     alpha: FloatArray  # acceptance of a draft, one for all or one each [-]
     cached: IntArray  # prompt tokens that need no computing, one for all or one each
+    block: IntArray  # names of prompt blocks, 0, 1, ..., request after request
+    first: IntArray  # place of the first one of each request
+    reusable: IntArray  # how many each request may find in the KV cache
     id: IntArray
     admitted: FloatArray
     first_token: FloatArray
@@ -741,6 +786,7 @@ class _Requests(NamedTuple):
     service_s: FloatArray
     refused: NDArray[np.bool_]
     target: IntArray  # tokens that must be in the KV cache before it decodes: its prompt and all it has emitted
+    found: IntArray
 
 
 class _State(NamedTuple):
@@ -749,8 +795,10 @@ class _State(NamedTuple):
     free: IntArray  # slots; the first slots - running of them are free
     order: IntArray  # slots in order of admission; those that decode stand at the front
     chunked: IntArray  # slots with a prefill chunk in this step
+    vain: IntArray  # requests that completed in the step before and are computed in this one all the same
     heap: IntArray  # decoding slots by completion step, see `_entry`; plain decoding only
     offsets: IntArray  # decoding sequences whose KV blocks are full at steps of that remainder; plain decoding only
+    prefix: NDArray[np.void]  # one _PREFIX for each name of a prompt block, and the ends of the line of unheld ones
     waiting: IntArray  # ring of requests; preempted ones go to its head
     pending: IntArray  # closed loop: requests that are known but have not arrived, by arrival
     counter: IntArray
@@ -783,6 +831,7 @@ _SLOT = np.dtype(
         ("held", np.int64),  # tokens that its KV blocks take; of plain decoding only until it decodes
         ("computed", np.int64),  # prefill: tokens in the KV cache
         ("chunk", np.int64),  # prefill: tokens computed in this step
+        ("shared", np.int64),  # named blocks of its prompt that it holds
         ("origin", np.int64),
         ("start", np.int64),  # `origin` when it began to decode: it has risen by the drafts accepted since
         ("born", np.int64),
@@ -794,12 +843,23 @@ _SLOT = np.dtype(
         ("name", np.uint64),  # of its draws
     ]
 )
+# A named prompt block. Unheld ones stand in line, linked both ways: the last place of the array is before the oldest
+# and behind the newest.
+_PREFIX = np.dtype(
+    [
+        ("users", np.int64),  # requests that hold it; 0: it is in the cache all the same, -1: it is not
+        ("older", np.int64),
+        ("newer", np.int64),
+    ]
+)
 # places in `counter`
 _RUNNING, _DECODING, _HEAPED, _HEAD, _WAITING, _NEXT, _KNOWN, _DONE = range(8)
 _USED, _KV_PEAK, _STEPS, _CHUNKED, _CONTEXT, _GAMMAS, _TURN, _EMITTED = range(8, 16)
 # `_STEPS` are those that decode where prompts may join them; `_APART` those of prompts alone where they may not;
-# `_DUE` is the step with which the next client sees its first token; `_QUIET` counts steps that emit nothing
-_APART, _HALTED, _DUE, _QUIET, _COUNTERS = range(16, 21)
+# `_DUE` is the step with which the next client sees its first token; `_QUIET` counts steps that emit nothing; `_VAIN`
+# sequences are computed in vain in this step, with `_VAIN_CONTEXT` tokens in the KV cache; `_UNHELD` KV blocks are free
+# but hold named prompt blocks
+_APART, _HALTED, _DUE, _QUIET, _VAIN, _VAIN_CONTEXT, _UNHELD, _COUNTERS = range(16, 24)
 # places in `clock`; a sequence that decodes from one value of `_SHARE` to another has used their difference of time
 _NOW, _CLEAR, _SHARE, _CLOCKS = range(4)
 
@@ -878,6 +938,75 @@ def _blocks_held(s: _State, p: _Setting, j: int, decoding: bool) -> int:
 def _full_at(s: _State, p: _Setting, j: int) -> int:
     """Remainder of the steps before which the KV blocks of a plainly decoding sequence are full."""
     return int(-s.slot[j].origin % p.block)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompt blocks that are shared
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _hold_prefix(s: _State, p: _Setting, j: int, most: int) -> None:
+    """Slot j holds the first ``most`` named blocks of its prompt; what others hold too takes no memory twice."""
+    first = s.request.first[s.slot[j].request]
+    while s.slot[j].shared < most:
+        name = s.request.block[first + s.slot[j].shared]
+        users = s.prefix[name].users
+        if users == 0:
+            _take_out(s, name)
+            s.counter[_UNHELD] -= p.unit
+        elif users > 0:
+            s.counter[_USED] -= p.unit
+        s.prefix[name].users = max(users, 0) + 1
+        s.slot[j].shared += 1
+
+
+@_compiled
+def _let_go(s: _State, p: _Setting, j: int) -> None:
+    """Slot j, whose blocks have all been counted as free, holds its named ones no more; others may."""
+    first, end = s.request.first[s.slot[j].request], s.prefix.size - 1
+    while s.slot[j].shared > 0:
+        s.slot[j].shared -= 1
+        name = s.request.block[first + s.slot[j].shared]
+        s.prefix[name].users -= 1
+        if s.prefix[name].users > 0:
+            s.counter[_USED] += p.unit
+            continue
+        newest = s.prefix[end].older
+        s.prefix[name].older, s.prefix[name].newer = newest, end
+        s.prefix[newest].newer = s.prefix[end].older = name
+        s.counter[_UNHELD] += p.unit
+
+
+@_inlined
+def _take_out(s: _State, name: int) -> None:
+    """Take a block out of the line of unheld ones."""
+    older, newer = s.prefix[name].older, s.prefix[name].newer
+    s.prefix[older].newer = newer
+    s.prefix[newer].older = older
+
+
+@_compiled
+def _forget(s: _State, p: _Setting) -> None:
+    """Unheld blocks give way to held ones, the oldest first."""
+    while s.counter[_USED] + s.counter[_UNHELD] > p.blocks:
+        name = s.prefix[s.prefix.size - 1].newer
+        _take_out(s, name)
+        s.prefix[name].users = -1
+        s.counter[_UNHELD] -= p.unit
+
+
+@_compiled
+def _found(s: _State, i: int) -> tuple[int, int]:
+    """Named blocks at the head of a prompt that are in the cache, and how many of them somebody holds."""
+    found = held = 0
+    while found < s.request.reusable[i]:
+        users = s.prefix[s.request.block[s.request.first[i] + found]].users
+        if users < 0:
+            break
+        found += 1
+        held += users > 0
+    return found, held
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -975,8 +1104,8 @@ def _too_large(s: _State, p: _Setting, i: int) -> bool:
 
 
 @_inlined
-def _blocks_to_admit(s: _State, p: _Setting, i: int) -> int:
-    """KV blocks that a waiting request needs to be admitted."""
+def _blocks_at_admission(s: _State, p: _Setting, i: int) -> int:
+    """KV blocks that a request holds when it is admitted, shared ones included."""
     return _needed(_at_most(s, p, i) if p.whole else s.request.target[i], p.block)
 
 
@@ -1004,8 +1133,10 @@ def _arrive(s: _State, p: _Setting) -> None:
 
 
 @_compiled
-def _admit(s: _State, p: _Setting, i: int, blocks: int) -> int:
-    """Request i leaves the queue and gets a slot and blocks; return the slot."""
+def _admit_head(s: _State, p: _Setting) -> int:
+    """The head of the queue gets a slot and blocks; return the slot."""
+    i = s.waiting[s.counter[_HEAD]]
+    blocks = _blocks_at_admission(s, p, i)
     s.counter[_HEAD] = s.counter[_HEAD] + 1 if s.counter[_HEAD] + 1 < s.waiting.size else 0
     s.counter[_WAITING] -= 1
     j = s.free[p.slots - 1 - s.counter[_RUNNING]]
@@ -1018,6 +1149,14 @@ def _admit(s: _State, p: _Setting, i: int, blocks: int) -> int:
     s.slot[j].held = blocks * p.block
     s.slot[j].computed = s.request.cached[min(i, s.request.cached.size - 1)]
     s.slot[j].chunk = 0
+    s.slot[j].shared = 0
+    if p.piece > 0:
+        found, _ = _found(s, i)
+        _hold_prefix(s, p, j, found)
+        _forget(s, p)
+        s.slot[j].computed = max(s.slot[j].computed, found * p.piece)
+    if s.slot[j].computed > 0 and s.request.preemptions[i] == 0:
+        s.request.found[i] = s.slot[j].computed
     return int(j)
 
 
@@ -1088,6 +1227,12 @@ def _complete(s: _State, p: _Setting, j: int, decoding: bool) -> None:
     """The request of slot j has all its output; ``order`` is the caller's business."""
     i = s.slot[j].request
     s.counter[_USED] -= _blocks_held(s, p, j, decoding)
+    if p.piece > 0:
+        _let_go(s, p, j)
+    if p.late:
+        s.vain[s.counter[_VAIN]] = i
+        s.counter[_VAIN] += 1
+        s.counter[_VAIN_CONTEXT] += _cached(s, j) if decoding else s.slot[j].computed
     if decoding:
         _leave(s, p, j)
     _release(s, p, j)
@@ -1104,6 +1249,8 @@ def _preempt_last(s: _State, p: _Setting) -> None:
     i = s.slot[j].request
     decoding = s.counter[_RUNNING] == s.counter[_DECODING]
     s.counter[_USED] -= _blocks_held(s, p, j, decoding)
+    if p.piece > 0:
+        _let_go(s, p, j)
     if decoding:
         s.request.target[i] = _cached(s, j) + 1  # the token it would have fed next is emitted, not cached
         if p.longest == 0:
@@ -1125,12 +1272,24 @@ def _preempt_last(s: _State, p: _Setting) -> None:
 
 
 @_inlined
+def _draft_length(s: _State, t: _Times, n: int) -> int:
+    """Draft length of this step, by all sequences that are computed in it, n of them not in vain."""
+    return int(t.gamma[t.row[n + s.counter[_VAIN]]])
+
+
+@_inlined
+def _decode_tokens(s: _State, t: _Times, n: int) -> int:
+    """Tokens of this step that are no prompt: one of each sequence and its drafts."""
+    return int((n + s.counter[_VAIN]) * (_draft_length(s, t, n) + 1))
+
+
+@_inlined
 def _growth(s: _State, p: _Setting, t: _Times) -> int:
     """Blocks that this step must add, gamma look-ahead slots included."""
     if p.longest == 0:
         return int(s.offsets[s.counter[_STEPS] % p.block])
     n = s.counter[_DECODING]
-    ahead = s.counter[_STEPS] + 1 + t.gamma[t.row[n]]
+    ahead = s.counter[_STEPS] + 1 + _draft_length(s, t, n)
     blocks = 0
     for place in range(n):
         j = s.order[place]
@@ -1144,7 +1303,7 @@ def _growth(s: _State, p: _Setting, t: _Times) -> int:
 def _hold(s: _State, p: _Setting, t: _Times) -> None:
     """Reserve the blocks of :func:`_growth` and note who holds them; plain decoding knows without."""
     n = s.counter[_DECODING]
-    ahead = s.counter[_STEPS] + 1 + t.gamma[t.row[n]]
+    ahead = s.counter[_STEPS] + 1 + _draft_length(s, t, n)
     blocks = 0
     for place in range(n):
         j = np.uint64(s.order[place])
@@ -1163,7 +1322,8 @@ def _grow(s: _State, p: _Setting, t: _Times) -> bool:
     if p.whole:
         return preempted
     n = s.counter[_DECODING]
-    if p.longest == 0 or s.counter[_USED] + n * _needed(1 + t.gamma[t.row[n]], p.block) > p.blocks:  # else it fits
+    most = n * _needed(1 + _draft_length(s, t, n), p.block)
+    if p.longest == 0 or s.counter[_USED] + most > p.blocks:  # else it fits
         while s.counter[_USED] + _growth(s, p, t) > p.blocks:
             _preempt_last(s, p)
             preempted = True
@@ -1171,17 +1331,22 @@ def _grow(s: _State, p: _Setting, t: _Times) -> bool:
         s.counter[_USED] += _growth(s, p, t)
     else:
         _hold(s, p, t)
+    if s.counter[_UNHELD] > 0:
+        _forget(s, p)
     return preempted
 
 
 @_inlined
-def _take_chunk(s: _State, j: int, budget: int) -> int:
+def _take_chunk(s: _State, p: _Setting, j: int, budget: int) -> int:
     """Give slot j up to ``budget`` tokens of prefill in this step; return what is left of the budget."""
-    s.slot[j].chunk = min(budget, s.request.target[s.slot[j].request] - s.slot[j].computed)
+    i = s.slot[j].request
+    s.slot[j].chunk = min(budget, s.request.target[i] - s.slot[j].computed)
+    if p.piece > 0:
+        _hold_prefix(s, p, j, min(s.request.reusable[i], (s.slot[j].computed + s.slot[j].chunk) // p.piece))
     s.chunked[s.counter[_CHUNKED]] = j
     s.counter[_CHUNKED] += 1
-    if math.isnan(s.request.admitted[s.slot[j].request]):
-        s.request.admitted[s.slot[j].request] = s.clock[_NOW]
+    if math.isnan(s.request.admitted[i]):
+        s.request.admitted[i] = s.clock[_NOW]
     return int(budget - s.slot[j].chunk)
 
 
@@ -1190,14 +1355,11 @@ def _admissible(s: _State, p: _Setting) -> bool:
     """Whether slot and KV blocks are free for the head of the queue."""
     if s.counter[_WAITING] == 0 or s.counter[_RUNNING] == p.slots:
         return False
-    return bool(s.counter[_USED] + _blocks_to_admit(s, p, s.waiting[s.counter[_HEAD]]) <= p.blocks)
-
-
-@_inlined
-def _admit_head(s: _State, p: _Setting) -> int:
-    """Admit the head of the queue; return its slot."""
     i = s.waiting[s.counter[_HEAD]]
-    return _admit(s, p, i, _blocks_to_admit(s, p, i))
+    more = _blocks_at_admission(s, p, i)
+    if p.piece > 0:
+        more -= _found(s, i)[1] * p.unit
+    return bool(s.counter[_USED] + more <= p.blocks)
 
 
 @_inlined
@@ -1206,10 +1368,10 @@ def _prefill(s: _State, p: _Setting, budget: int, admit: bool) -> None:
     s.counter[_CHUNKED] = 0
     place = s.counter[_DECODING]
     while budget > 0 and place < s.counter[_RUNNING]:
-        budget = _take_chunk(s, s.order[place], budget)
+        budget = _take_chunk(s, p, s.order[place], budget)
         place += 1
     while admit and budget > 0 and _admissible(s, p):
-        budget = _take_chunk(s, _admit_head(s, p), budget)
+        budget = _take_chunk(s, p, _admit_head(s, p), budget)
 
 
 @_compiled
@@ -1234,7 +1396,7 @@ def _prompts_first(s: _State, p: _Setting) -> bool:
     """Whether this is a step of prompts alone: one is under way, or can start now."""
     if s.counter[_RUNNING] > s.counter[_DECODING]:
         return True
-    now = not p.ahead or s.counter[_DECODING] == 0
+    now = not p.ahead or s.counter[_DECODING] + s.counter[_VAIN] == 0
     return bool(now and s.counter[_HALTED] == 0 and _admissible(s, p))
 
 
@@ -1296,6 +1458,8 @@ def _reserve_ahead(s: _State, p: _Setting, n: int, steps: int) -> None:
         blocks += s.offsets[at]
         at = at + 1 if at + 1 < p.block else 0  # a division here would cost more than all else in a jump
     s.counter[_USED] += blocks
+    if s.counter[_UNHELD] > 0:
+        _forget(s, p)
 
 
 @_inlined
@@ -1309,7 +1473,7 @@ def _prefill_time(s: _State, t: _Times, n: int) -> tuple[float, int]:
         pairs += s.slot[j].chunk * (s.slot[j].computed + 0.5 * s.slot[j].chunk)
     if tokens == 0:
         return 0.0, 0
-    before = n * (t.gamma[t.row[n]] + 1)
+    before = _decode_tokens(s, t, n)
     added = _token_time(t, before + tokens) - _token_time(t, before)
     return added + t.pair_s * pairs, tokens
 
@@ -1317,7 +1481,10 @@ def _prefill_time(s: _State, t: _Times, n: int) -> tuple[float, int]:
 @_inlined
 def _step_times(s: _State, t: _Times, n: int, steps: int) -> tuple[float, float, int]:
     """The time of decoding and of prefill in the steps [s], and prompt tokens."""
-    decode = _decode_time(s, t, n, steps) if n > 0 else t.base[t.row[0], 0]
+    all_ = n + s.counter[_VAIN]
+    decode = _decode_time(s, t, all_, steps) if all_ > 0 else t.base[t.row[0], 0]
+    if all_ > n:
+        decode += t.slope[t.row[all_], all_] * s.counter[_VAIN_CONTEXT]
     prefill, tokens = _prefill_time(s, t, n)
     return float(decode), float(max(prefill, t.floor - decode) if tokens > 0 else 0.0), tokens
 
@@ -1326,13 +1493,16 @@ def _step_times(s: _State, t: _Times, n: int, steps: int) -> tuple[float, float,
 def _pass_time(s: _State, t: _Times, n: int, steps: int) -> None:
     """Advance the clock and share the time among those who took part."""
     decode, prefill, tokens = _step_times(s, t, n, steps)
+    all_ = n + s.counter[_VAIN]
     if tokens > 0:
-        share = (prefill if n > 0 else prefill + decode) / tokens
+        share = (prefill if all_ > 0 else prefill + decode) / tokens
         for place in range(s.counter[_CHUNKED]):
             j = s.chunked[place]
             s.request.service_s[s.slot[j].request] += share * s.slot[j].chunk
+    for place in range(s.counter[_VAIN]):
+        s.request.service_s[s.vain[place]] += decode / all_
     if n > 0:
-        s.clock[_SHARE] += decode / n
+        s.clock[_SHARE] += decode / all_
     elif s.counter[_DECODING] == 0:
         s.clock[_SHARE] = 0.0  # from 0 when nobody holds a value: no rounding
     s.batch_s[s.counter[_DECODING]] += decode + prefill
@@ -1367,6 +1537,17 @@ def _complete_due(s: _State, p: _Setting) -> None:
         _remove(s, 0)
         _close_gap(s, j)
         _complete(s, p, j, True)
+
+
+@_inlined
+def _strike_due(s: _State) -> bool:
+    """Plain decoding: strike off those whose completion step this is; whether there are any."""
+    before = s.counter[_HEAPED]
+    while s.counter[_HEAPED] > 0:
+        if s.heap[0] >> 32 > s.counter[_STEPS]:
+            break
+        _remove(s, 0)
+    return bool(s.counter[_HEAPED] < before)
 
 
 @_inlined
@@ -1419,7 +1600,7 @@ def _end_chunks(s: _State, p: _Setting) -> None:
 @_inlined
 def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
     """Let ``steps`` steps of n decoding sequences pass, the chunks of a single one included."""
-    gamma = t.gamma[t.row[n]]
+    gamma = _draft_length(s, t, n)
     began = s.clock[_NOW]
     if s.counter[_WAITING] == 0 and s.counter[_NEXT] < s.request.arrival.size:
         s.clock[_CLEAR] = began + _decode_time(s, t, n, steps - 1)
@@ -1427,6 +1608,7 @@ def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
         _reserve_ahead(s, p, n, steps - 1)
     s.counter[_KV_PEAK] = max(s.counter[_KV_PEAK], s.counter[_USED])
     _pass_time(s, t, n, steps)
+    s.counter[_VAIN] = s.counter[_VAIN_CONTEXT] = 0
     s.counter[_QUIET] = 0 if n > 0 else s.counter[_QUIET] + 1
     if n == 0 and not p.mixed:
         s.counter[_APART] += 1
@@ -1436,9 +1618,9 @@ def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
         s.counter[_STEPS] += steps
         s.counter[_CONTEXT] += n * steps
         s.counter[_GAMMAS] += gamma * steps
-        if p.longest == 0:
+        if p.longest == 0 and p.piece == 0:
             _complete_due(s, p)
-        else:
+        elif p.longest > 0 or _strike_due(s):  # named blocks are let go in the order of admission
             _draw(s, p, t, n, gamma)
     _end_chunks(s, p)
     if s.counter[_QUIET] > p.patience:
@@ -1449,6 +1631,8 @@ def _advance(s: _State, p: _Setting, t: _Times, n: int, steps: int) -> None:
 def _begin(s: _State, p: _Setting, t: _Times) -> tuple[int, int]:
     """Begin a step; return who decodes in it, and how many steps like it pass before something happens."""
     apart = not p.mixed and _prompts_first(s, p)
+    if apart:
+        s.counter[_VAIN] = s.counter[_VAIN_CONTEXT] = 0
     preempted = False
     if not apart:
         preempted = _grow(s, p, t)
@@ -1456,15 +1640,18 @@ def _begin(s: _State, p: _Setting, t: _Times) -> tuple[int, int]:
         s.counter[_HALTED] = 1
     n = 0 if apart else s.counter[_DECODING]
     admit = not preempted and s.counter[_HALTED] == 0
-    now = admit and (p.mixed or apart) and (not p.ahead or s.counter[_RUNNING] == 0)
-    _prefill(s, p, p.budget - n * (t.gamma[t.row[n]] + 1), now)
-    if n == 0 and s.counter[_CHUNKED] == 0:  # not `assert`, which test runners rewrite and numba then refuses
+    now = admit and (p.mixed or apart) and (not p.ahead or s.counter[_RUNNING] + s.counter[_VAIN] == 0)
+    _prefill(s, p, p.budget - _decode_tokens(s, t, n), now)
+    if (
+        n + s.counter[_VAIN] == 0 and s.counter[_CHUNKED] == 0
+    ):  # not `assert`, which test runners rewrite and numba then refuses
         raise RuntimeError("a step in which nobody advances: the scheduler is wrong")
     if p.ahead and admit:
         _schedule_next(s, p, t)
     steps = 1
-    idle = s.counter[_CHUNKED] == 0 and (not p.ahead or s.counter[_RUNNING] == s.counter[_DECODING])
-    if p.longest == 0 and idle and not preempted:  # after a preemption the next step may admit
+    joining = p.ahead and s.counter[_RUNNING] > s.counter[_DECODING]
+    alone = s.counter[_CHUNKED] + s.counter[_VAIN] == 0 and not joining
+    if p.longest == 0 and alone and not preempted:  # after a preemption the next step may admit
         steps = _steps_to_event(s, p, t, n)
     return n, steps
 
@@ -1479,16 +1666,22 @@ def _open(s: _State, p: _Setting) -> None:
         _send(s, i, p.pause[i])
 
 
+@_inlined
+def _idle(s: _State) -> bool:
+    """Whether there is nothing to compute."""
+    return bool(s.counter[_RUNNING] + s.counter[_WAITING] + s.counter[_VAIN] == 0)
+
+
 @_compiled
 def _run(s: _State, p: _Setting, t: _Times) -> None:
     _open(s, p)
     s.clock[_CLEAR] = -np.inf
-    while s.counter[_DONE] < s.request.arrival.size:
-        if s.counter[_RUNNING] == 0 and s.counter[_WAITING] == 0:
+    while s.counter[_DONE] < s.request.arrival.size or s.counter[_VAIN] > 0:
+        if _idle(s):
             s.clock[_NOW] = max(s.clock[_NOW], s.request.arrival[_pending(s, p, s.counter[_NEXT])])
             s.clock[_CLEAR] = s.clock[_NOW]
         _arrive(s, p)
-        if s.counter[_RUNNING] > 0 or s.counter[_WAITING] > 0:
+        if not _idle(s):
             n, steps = _begin(s, p, t)
             _advance(s, p, t, n, steps)
 
@@ -1510,8 +1703,10 @@ def _one_of(all_: _State, r: int) -> _State:
         all_.free[r],
         all_.order[r],
         all_.chunked[r],
+        all_.vain[r],
         all_.heap[r],
         all_.offsets[r],
+        all_.prefix[r],
         all_.waiting[r],
         all_.pending[r],
         all_.counter[r],
@@ -1598,7 +1793,7 @@ def _end(d: _Door, s: _State, p: _Setting, outside: _Setting, t: _Times, r: int)
         d.load[r] -= 1
         _finish(d.lobby, outside, s.clock[_NOW])
     d.running[r] = False
-    d.due[r] = s.clock[_NOW] if s.counter[_RUNNING] > 0 or s.counter[_WAITING] > 0 else np.inf
+    d.due[r] = np.inf if _idle(s) else s.clock[_NOW]
 
 
 @_compiled
@@ -1607,11 +1802,13 @@ def _run_together(d: _Door, all_: _State, outside: _Setting, p: _Setting, t: _Ti
     count = d.lobby.request.arrival.size
     lobby = d.lobby
     _open(lobby, outside)
-    while lobby.counter[_DONE] < count:
+    while True:
         at = np.inf
         if lobby.counter[_NEXT] < lobby.counter[_KNOWN]:
             at = lobby.request.arrival[_pending(lobby, outside, lobby.counter[_NEXT])]
         r = _soonest(d)
+        if lobby.counter[_DONE] == count and d.due[r] == np.inf:
+            return
         if at < d.due[r] or (at == d.due[r] and not d.running[r]):
             _receive(d, all_, outside, t)
             continue

@@ -86,6 +86,7 @@ class Metrics:
     waiting: Estimate  # requests not admitted yet, of a replica, time average over the measured span [-]
     utilisation: Estimate  # busy share of the time from first arrival to last completion [-]
     kv_peak: float  # largest share of a replica's KV blocks ever reserved [-]
+    found: Estimate  # share of prompt tokens that needed no computing when their request was first admitted [-]
     acceptance: Estimate  # accepted / drafted: the accepted fraction; nan without drafts [-]
     tokens_per_round: Estimate  # tokens past the first / rounds, by requests; nan if nobody decoded [tokens]
     rounds: Estimate  # decode rounds of a request [-]
@@ -169,6 +170,7 @@ def measure(
         waiting=without_interval(line) if overloaded else line,
         utilisation=utilisation(records, edges),
         kv_peak=records.kv_peak_tokens / records.kv_tokens,
+        found=as_share(ratio_interval(records.found[who], records.prompt[who])),
         acceptance=ratio_interval(records.accepted[who], records.drafted[who]),
         tokens_per_round=ratio_interval(tokens, rounds),
         rounds=mean_interval(rounds),
@@ -180,19 +182,26 @@ def measure(
 def conserved(records: Records) -> None:
     """Check what holds on every run: who arrived completed or was refused, every token asked for came, KV fitted.
 
+    Tokens are counted twice, as outputs and by rounds: a request emits one with each prefill it completes (at most one
+    more than it was preempted), one in each round, and its accepted drafts, of which the last round may have some too
+    many. Busy time is what its requests used.
+
     Raises
     ------
     RuntimeError
         If it does not: a defect of the engine, never of the input.
     """
     done = np.isfinite(records.completion)
+    beyond = (records.rounds + records.accepted - (records.output - 1))[done]
     kept = (
         bool(np.array_equal(done, ~records.refused))
         and records.emitted == int(records.output[done].sum())
+        and bool(np.all(beyond >= -records.preemptions[done]) and np.all(beyond <= records.accepted[done]))
         and records.kv_peak_tokens <= records.kv_tokens
+        and math.isclose(records.busy_s, float(records.service_s.sum()), rel_tol=1e-6, abs_tol=1e-9)
     )
     if not kept:
-        raise RuntimeError("the engine lost requests, tokens or KV blocks: this is a defect, please report it")
+        raise RuntimeError("the engine lost requests, tokens, KV blocks or time: this is a defect, please report it")
 
 
 def _good(slo: Slo, ttft: Array, tpot: Array, e2e: Array) -> Array:
@@ -355,7 +364,7 @@ UNMEASURED = Metrics(
     *(summary([]),) * 4,
     *(UNKNOWN,) * 7,
     0.0,
-    *(UNKNOWN,) * 5,
+    *(UNKNOWN,) * 6,
 )  # of a tier that nobody visited
 
 

@@ -10,7 +10,7 @@ azure      CSV: TIMESTAMP (date and time), ContextTokens,         Azure/AzurePub
 burstgpt   CSV: Timestamp [s], Request tokens, Response tokens;   HPMLL/BurstGPT, README, Schema; Wang et al.
            a response of 0 tokens is a failure                    (2024), arXiv:2401.17644
 mooncake   JSON lines: timestamp [ms], input_length,              kvcache-ai/Mooncake, FAST25-release/README.md;
-           output_length                                          the unit: NVIDIA Dynamo, data_generator/README
+           output_length, on request hash_ids                     the unit: NVIDIA Dynamo, data_generator/README
 sharegpt   JSON: a list of conversations without times; the       first prompt and first answer, as vLLM's
            first prompt and the first answer of each              benchmarks/datasets/sharegpt.py takes them
 ========== ====================================================== ================================================
@@ -33,6 +33,7 @@ import numpy as np
 
 from theory.errors import refuse, require
 
+from .prefixes import PromptBlocks
 from .workload import Floats, Workload, at_rate
 
 CHARACTERS_PER_TOKEN = 4.0  # English text; assumed: OpenAI, "What are tokens and how to count them?" [characters/token]
@@ -47,6 +48,7 @@ class _Ask:
     path: Path
     limit: int | None  # [requests]
     characters: float  # per token of a text [characters/token]
+    blocks: int | None  # tokens of a block that `hash_ids` name; None: they are not looked at [tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class _Columns:
     prompt: list[Any] = field(default_factory=list)
     output: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    blocks: list[list[int]] = field(default_factory=list)  # names of the blocks of the prompt, where asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ def read_trace(
     sort: bool = False,
     format: str | None = None,
     characters_per_token: float = CHARACTERS_PER_TOKEN,
+    block_tokens: int | None = None,
 ) -> Workload:
     """Return the requests of a trace, times counted from the first arrival.
 
@@ -94,6 +98,9 @@ def read_trace(
         One of :func:`trace_formats`; by default found from the header or the first character.
     characters_per_token : float
         For conversations, where a turn does not give its number of ``tokens`` [characters/token].
+    block_tokens : int, optional
+        Read ``hash_ids`` of format mooncake, the blocks of so many tokens that prompts begin with (the file does not
+        say; 512 in the published ones); they are ignored by default [tokens].
 
     Returns
     -------
@@ -104,8 +111,8 @@ def read_trace(
     Raises
     ------
     InputError
-        If the file is missing, not text, empty or of no known format, a column is missing, or a value is not what it
-        must be; the line is named.
+        If the file is missing, not text, empty or of no known format, a column is missing, a value is not what it must
+        be, or blocks are asked for and not named; the line is named.
 
     Examples
     --------
@@ -125,12 +132,15 @@ def read_trace(
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             name = format or _detect(file, path)
-            columns = _FORMATS[name].read(file, _Ask(path, limit, characters_per_token), _FORMATS[name])
+            rule = "must not be given for a trace whose format has no `hash_ids` [tokens]"
+            require(block_tokens is None or name == "mooncake", "block_tokens", rule, block_tokens)
+            ask = _Ask(path, limit, characters_per_token, block_tokens)
+            columns = _FORMATS[name].read(file, ask, _FORMATS[name])
     except FileNotFoundError:
         refuse("trace", "must be a file that exists", str(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         refuse("trace", f"must be a readable text file ({error})", str(path))
-    trace = _workload(columns, _FORMATS[name], sort, f"trace {path.name} ({name})")
+    trace = _workload(columns, _FORMATS[name], sort, f"trace {path.name} ({name})", block_tokens)
     return trace if rate is None else at_rate(trace, rate)
 
 
@@ -231,6 +241,8 @@ def _read_lines(file: TextIO, ask: _Ask, format: _Format) -> _Columns:
         columns.lines.append(number)
         for column, value in zip((columns.arrival, columns.prompt, columns.output), values, strict=True):
             column.append(value)
+        if ask.blocks is not None:
+            columns.blocks.append(_names(item, number))
         if len(columns.lines) == ask.limit:
             break
     return columns
@@ -244,6 +256,15 @@ def _value(item: Any, name: str, line: int) -> float:
     require(isinstance(item, dict), f"trace line {line}", "must be a JSON object", item)
     require(name in item, f"trace line {line}", f"must have the key {name}", ", ".join(item))
     return refuse(f"trace line {line}, {name}", "must be a number", value)
+
+
+def _names(item: Any, line: int) -> list[int]:
+    """Return the names of the blocks of a prompt."""
+    names = item.get("hash_ids")
+    good = isinstance(names, list) and all(type(name) is int and 0 <= name < MOST for name in names)
+    rule = "must be a list of whole numbers of at least 0 and less than 2^53"
+    require(good, f"trace line {line}, hash_ids", rule, names)
+    return list(names)
 
 
 def _read_conversations(file: TextIO, ask: _Ask, format: _Format) -> _Columns:  # noqa: ARG001 as the other readers
@@ -335,16 +356,18 @@ _TABLES = tuple(name for name, format in _FORMATS.items() if format.read is _rea
 # Raw cells to a workload
 
 
-def _workload(columns: _Columns, format: _Format, sort: bool, source: str) -> Workload:
+def _workload(columns: _Columns, format: _Format, sort: bool, source: str, block: int | None) -> Workload:
     lines = columns.lines
     require(bool(lines), "trace", "must hold at least one request", source, "There are none in it.")
     _, prompt_name, output_name = format.names
     prompt = _tokens(columns.prompt, prompt_name, lines, least=1)
     output = _tokens(columns.output, output_name, lines, least=0 if format.failures else 1)
     arrival = _times(columns.arrival, format.names[0], lines) * format.unit if columns.arrival else np.zeros(len(lines))
+    blocks = None if block is None else _blocks(columns, block, prompt)
     if sort:
         order = np.argsort(arrival, kind="stable")
         arrival, prompt, output = arrival[order], prompt[order], output[order]
+        blocks = None if blocks is None else blocks.take(order)
     _check_order(arrival, lines)
     served = output > 0
     failed = int(np.count_nonzero(~served))
@@ -352,7 +375,18 @@ def _workload(columns: _Columns, format: _Format, sort: bool, source: str) -> Wo
     notes = [f"{source}, {served.size - failed} requests", *columns.notes]
     notes += [f"{failed} failures left out (0 {output_name.lower()})"] if failed else []
     arrival = arrival[served]
-    return Workload(arrival - arrival[0], prompt[served], output[served], ", ".join(notes))
+    return Workload(arrival - arrival[0], prompt[served], output[served], ", ".join(notes), blocks=blocks)
+
+
+def _blocks(columns: _Columns, tokens: int, prompt: Floats) -> PromptBlocks:
+    """Return the blocks of the prompts; a prompt that has fewer than are named is refused by its line."""
+    blocks = PromptBlocks.of(tokens, columns.blocks)
+    bad = blocks.counts > np.ceil(prompt / tokens)
+    if bad.any():
+        i = int(np.argmax(bad))
+        rule = f"must be at most {math.ceil(prompt[i] / tokens)} blocks of {tokens} tokens"
+        refuse(f"trace line {columns.lines[i]}, hash_ids", rule, len(columns.blocks[i]), "Give the trace's own length.")
+    return blocks
 
 
 def _tokens(cells: list[Any], name: str, lines: list[int], least: int) -> Floats:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, ndtr, ndtri
 
 from theory.errors import refuse, require
+
+from .prefixes import PromptBlocks
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -28,7 +30,8 @@ class Workload:
     InputError
         If there is no request, lengths differ, an arrival is not finite, negative or out of order, a prompt or an
         output is not a whole number of at least 1 (an engine computes at least one token and emits at least one), a
-        think time is not finite or negative, or not fewer tokens are cached than the prompt has; the row is named.
+        think time is not finite or negative, not fewer tokens are cached than the prompt has, or a prompt has fewer
+        blocks than are named; the row is named.
 
     Examples
     --------
@@ -45,6 +48,7 @@ class Workload:
     cached: Ints | None = (
         None  # prompt tokens whose keys and values are at hand and need no computing; None: 0 [tokens]
     )
+    blocks: PromptBlocks | None = None  # by which an engine finds what prompts share in its KV cache; None: nothing
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class Workload:
         clients: int = 0,
         think_time: float | ArrayLike = 0.0,
         cached: ArrayLike | None = None,
+        blocks: PromptBlocks | None = None,
     ) -> None:
         set_field = object.__setattr__
         set_field(self, "arrival", _arrivals(arrival))
@@ -70,6 +75,31 @@ class Workload:
         rule = "must be one number or one per request [s]"
         require(np.size(self.think_time) in (1, sizes[0]), "think_time", rule, np.size(self.think_time))
         set_field(self, "cached", None if cached is None else _cached(cached, self.prompt))
+        set_field(self, "blocks", blocks)
+        if blocks is not None:
+            blocks.check(self.prompt)
+
+    def take(self, who: slice | NDArray[Any], **other: Any) -> Workload:
+        """Return some of the requests, in the order of ``who``, with ``other`` fields in place of their own.
+
+        Examples
+        --------
+        >>> Workload([0.0, 0.5], [100, 200], [10, 30]).take(slice(1), output=[7]).output.tolist()
+        [7]
+        """
+        rows = np.arange(self.requests)[who]
+        own: dict[str, Any] = {name: getattr(self, name)[rows] for name in ("arrival", "prompt", "output")}
+        for name in ("think_time", "cached"):
+            values = getattr(self, name)
+            own[name] = values[rows] if isinstance(values, np.ndarray) else values
+        own["blocks"] = None if self.blocks is None else self.blocks.take(rows)
+        return replace(self, **(own | other))
+
+    @property
+    def at_hand(self) -> Ints:
+        """Prompt tokens that need no computing if nothing is forgotten: cached, or in blocks seen before [tokens]."""
+        cached = np.zeros_like(self.prompt) if self.cached is None else self.cached
+        return cached if self.blocks is None else np.maximum(cached, self.blocks.seen_before(self.prompt))
 
     @property
     def pauses(self) -> Floats:
@@ -563,8 +593,7 @@ def in_closed_loop(workload: Workload, spec: ClosedLoop, rng: np.random.Generato
         later = rng.exponential(spec.think_time, n) if spec.exponential else np.full(n, spec.think_time)
         think = np.concatenate([spec.start_over * np.arange(first) / spec.clients, later[first:]])
     source = f"{workload.source}; {spec}".lstrip("; ")
-    cached = None if workload.cached is None else workload.cached[:n]
-    return Workload(np.zeros(n), workload.prompt[:n], workload.output[:n], source, spec.clients, think, cached)
+    return workload.take(slice(n), arrival=np.zeros(n), source=source, clients=spec.clients, think_time=think)
 
 
 def at_rate(workload: Workload, rate: float) -> Workload:
@@ -584,8 +613,7 @@ def at_rate(workload: Workload, rate: float) -> Workload:
     rule = "must span a time in which a rate can be told [request/s]"
     require(math.isfinite(workload.rate), "arrival", rule, workload.rate)
     source = f"{workload.source}, stretched to {rate:g} request/s".lstrip(", ")
-    times = workload.arrival * (workload.rate / rate)
-    return Workload(times, workload.prompt, workload.output, source, cached=workload.cached)
+    return replace(workload, arrival=workload.arrival * (workload.rate / rate), source=source)
 
 
 def repeated(workload: Workload, times: int, rng: np.random.Generator) -> Workload:
@@ -606,8 +634,7 @@ def repeated(workload: Workload, times: int, rng: np.random.Generator) -> Worklo
     w, n = workload, workload.requests
     begin = np.repeat(np.arange(times) * (n / w.rate), n)
     who = np.concatenate([np.arange(n), *(rng.permutation(n) for _ in range(times - 1))])
-    cached = None if w.cached is None else w.cached[who]
-    return Workload(np.tile(w.arrival, times) + begin, w.prompt[who], w.output[who], w.source, cached=cached)
+    return w.take(who, arrival=np.tile(w.arrival, times) + begin)
 
 
 def with_cached(workload: Workload, share: float) -> Workload:
@@ -626,5 +653,4 @@ def with_cached(workload: Workload, share: float) -> Workload:
     require(0.0 <= share <= 1.0, "cached_prompt_share", "must lie in [0, 1] [-]", share, "Pass 0.5, not 50.")
     w = workload
     cached = np.minimum(np.floor(share * w.prompt), w.prompt - 1)
-    source = f"{w.source}; {share:g} of each prompt cached".lstrip("; ")
-    return Workload(w.arrival, w.prompt, w.output, source, w.clients, w.think_time, cached)
+    return replace(w, cached=cached, source=f"{w.source}; {share:g} of each prompt cached".lstrip("; "))

@@ -10,6 +10,7 @@ import math
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ class Request:
     tail: list[float]  # P(accepted >= k) for k = 0, 1, ...
     name: int  # of its draws
     cached: int = 0  # prompt tokens that need no computing
+    names: list[int] = field(default_factory=list)  # of the blocks at its head that may be found in the cache
+    shared: int = 0  # how many of them it holds
+    found: int = 0  # tokens that needed no computing when it was first admitted
     admitted: float = math.nan
     first_token: float = math.nan
     completion: float = math.nan
@@ -65,10 +69,12 @@ class Reference:
     blocks: int
     rows: list[int]
     longest: int  # greatest draft length of the schedule
+    unheld: list[int] = field(default_factory=list)  # names of prompt blocks in the cache, in the order of letting go
     coming: deque[Request] = field(default_factory=deque)  # known, by arrival
     unsent: deque[Request] = field(default_factory=deque)  # of a closed loop
     waiting: deque[Request] = field(default_factory=deque)
     running: list[Request] = field(default_factory=list)
+    vain: list[Request] = field(default_factory=list)  # completed in the step before, computed in this one too
     now: float = 0.0
     clear_s: float = -math.inf
     steps: int = 0
@@ -130,20 +136,59 @@ class Reference:
                 r.target = r.prompt
                 self.waiting.append(r)
 
+    @property
+    def piece(self) -> int:
+        """Tokens of a named prompt block."""
+        return self.work.blocks.tokens if self.work.blocks else 1
+
+    @property
+    def unit(self) -> int:
+        """KV blocks of a named prompt block."""
+        return self.piece // self.limits.block_size
+
+    def held(self) -> list[int]:
+        """Names of prompt blocks held, once for each request that holds them."""
+        return [name for r in self.running for name in r.names[: r.shared]]
+
+    def saved(self) -> int:
+        """KV blocks that need not be there twice."""
+        return self.unit * (len(self.held()) - len(set(self.held())))
+
     def used(self) -> int:
         """KV blocks held."""
-        return sum(r.blocks for r in self.running)
+        return sum(r.blocks for r in self.running) - self.saved()
+
+    def found(self, r: Request) -> list[int]:
+        """Names at the head of its prompt that are in the cache."""
+        there = {*self.held(), *self.unheld}
+        return list(takewhile(lambda name: name in there, r.names))
+
+    def hold(self, r: Request, most: int) -> None:
+        """A request holds its first named blocks."""
+        r.shared = max(r.shared, most)
+        self.unheld = [name for name in self.unheld if name not in r.names[: r.shared]]
+
+    def let_go(self, r: Request) -> None:
+        """A request that runs no more lets its named blocks go, the last one first."""
+        self.unheld += [name for name in reversed(r.names[: r.shared]) if name not in self.held()]
+        r.shared = 0
+
+    def forget(self) -> None:
+        """Unheld blocks give way."""
+        while self.used() + self.unit * len(self.unheld) > self.blocks:
+            self.unheld.pop(0)
 
     def grow(self) -> bool:
         """Reserve the blocks of this step; preempt until they fit."""
         preempted = False
         while True:
             decoding = self.decoding()
-            ahead = 1 + self.gamma(len(decoding))
+            ahead = 1 + self.gamma(len(decoding) + len(self.vain))
             wanted = {r.index: max(r.blocks, self.needed(r.computed + ahead)) for r in decoding}
-            if sum(wanted.get(r.index, r.blocks) for r in self.running) <= self.blocks:
+            if sum(wanted.get(r.index, r.blocks) for r in self.running) - self.saved() <= self.blocks:
                 break
             last = self.running.pop()
+            self.let_go(last)
             last.blocks = last.computed = 0
             last.target = last.prompt + last.emitted
             last.preemptions += 1
@@ -151,21 +196,35 @@ class Reference:
             preempted = True
         for r in decoding:
             r.blocks = wanted[r.index]
+        self.forget()
         return preempted
 
     def admissible(self) -> bool:
         """Whether there is room for the head of the queue."""
         if not self.waiting or len(self.running) == self.limits.max_num_seqs:
             return False
-        return self.used() + self.need(self.waiting[0]) <= self.blocks
+        head = self.waiting[0]
+        there = self.unit * sum(name in self.held() for name in self.found(head))
+        return self.used() + self.need(head) - there <= self.blocks
 
     def admit(self) -> Request:
         """The head of the queue gets a slot and blocks."""
         r = self.waiting.popleft()
         r.blocks = self.need(r)
-        r.computed = r.cached
+        found = len(self.found(r))
         self.running.append(r)
+        self.hold(r, found)
+        self.forget()
+        r.computed = max(r.cached, self.piece * found)
+        if r.preemptions == 0:
+            r.found = r.computed
         return r
+
+    def compute(self, r: Request, budget: int) -> int:
+        """A request computes a part of its prompt in this step; return what is left of the budget."""
+        r.chunk = min(budget, r.target - r.computed)
+        self.hold(r, min(len(r.names), (r.computed + r.chunk) // self.piece))
+        return budget - r.chunk
 
     def chunks(self, budget: int, admit: bool) -> list[Request]:
         """Spend the budget on prefill: what is under way, then who waits."""
@@ -173,12 +232,10 @@ class Reference:
         for r in self.running:
             if not r.decodes and budget > 0:
                 chunked.append(r)
-                r.chunk = min(budget, r.target - r.computed)
-                budget -= r.chunk
+                budget = self.compute(r, budget)
         while admit and budget > 0 and self.admissible():
             r = self.admit()
-            r.chunk = min(budget, r.target - r.computed)
-            budget -= r.chunk
+            budget = self.compute(r, budget)
             chunked.append(r)
         for r in chunked:
             if math.isnan(r.admitted):
@@ -196,7 +253,7 @@ class Reference:
             budget -= r.target - r.computed
 
     def duration(self, decoding: list[Request], chunked: list[Request]) -> tuple[float, float]:
-        """Time of decoding and of prefill in this step [s]."""
+        """Time of decoding (whether in vain or not) and of prefill in this step [s]."""
         n, t = len(decoding), self.table
         row = self.rows[n]
         decode = float(t.base[row, n] + t.slope[row, n] * sum(r.computed for r in decoding))
@@ -214,33 +271,38 @@ class Reference:
         if r.emitted == r.output:
             r.completion = self.now
             self.halted = False
+            if self.limits.rules.late_stop:
+                self.vain.append(r)
             r.blocks = 0
             self.running.remove(r)
+            self.let_go(r)
             self.finish(self.now)
 
     def step(self, batch_s: list[float]) -> None:
         """One step."""
         rules, past = self.limits.rules, len(self.decoding())  # sequences past their prefill
-        starting = self.admissible() and not self.halted and (not rules.schedule_ahead or past == 0)
+        starting = self.admissible() and not self.halted and (not rules.schedule_ahead or past + len(self.vain) == 0)
         apart = not rules.mixed_prefill and (past < len(self.running) or starting)
         preempted = not apart and self.grow()
         self.halted = self.halted or (preempted and not rules.mixed_prefill)
         past = len(self.decoding())
         decoding = [] if apart else self.decoding()
-        n = len(decoding)
+        vain, self.vain = [] if apart else self.vain, []
+        computed = decoding + vain
+        n = len(computed)
         gamma = self.gamma(n)
         may = not preempted and not self.halted
-        now = may and (rules.mixed_prefill or apart) and (not rules.schedule_ahead or not self.running)
+        now = may and (rules.mixed_prefill or apart) and (not rules.schedule_ahead or not self.running + vain)
         chunked = self.chunks(self.limits.max_num_batched_tokens - n * (gamma + 1), now)
-        assert decoding or chunked
+        assert computed or chunked
         if rules.schedule_ahead and may:
             self.decide_next()
         self.kv_peak = max(self.kv_peak, self.used())
         if not self.waiting and (self.coming or self.unsent):
             self.clear_s = self.now
-        decode, prefill = self.duration(decoding, chunked)
+        decode, prefill = self.duration(computed, chunked)
         tokens = sum(r.chunk for r in chunked)
-        for r in decoding:
+        for r in computed:
             r.service_s += decode / n
         for r in chunked:
             r.service_s += (prefill if n else prefill + decode) * r.chunk / tokens
@@ -284,6 +346,7 @@ def all_requests(work: Workload, alpha: Any, seed: int, longest: int) -> list[Re
     """The requests of a workload; ``alpha`` is a number or a law."""
     key = mix(seed % WORD)
     cached = [0] * work.requests if work.cached is None else work.cached.tolist()
+    ends = np.cumsum(work.blocks.counts) if work.blocks else np.zeros(work.requests)
     found = []
     for i, (at, prompt, output) in enumerate(zip(work.arrival, work.prompt, work.output, strict=True)):
         name = mix(key ^ i)
@@ -291,7 +354,11 @@ def all_requests(work: Workload, alpha: Any, seed: int, longest: int) -> list[Re
         if isinstance(law, BetaMixture):  # each request has its own alpha
             law = Iid(float(beta.ppf(uniform(name, WORD - 1), law.a, law.b)))
         tail = law.survival(longest).tolist()
-        found.append(Request(i, 0.0 if work.clients else float(at), int(prompt), int(output), tail, name, cached[i]))
+        request = Request(i, 0.0 if work.clients else float(at), int(prompt), int(output), tail, name, cached[i])
+        if work.blocks:
+            named = work.blocks.names[ends[i] - work.blocks.counts[i] : ends[i]].tolist()
+            request.names = named[: (request.prompt - 1) // work.blocks.tokens]
+        found.append(request)
     return found
 
 
@@ -322,12 +389,12 @@ def reference(
     for request in requests[:sent]:
         engine.send(request, float(work.pauses[request.index]) if work.clients else request.arrival)
     batch_s = [0.0] * (limits.max_num_seqs + 1)
-    while engine.coming or engine.waiting or engine.running:
-        if not engine.waiting and not engine.running:
+    while engine.coming or engine.waiting or engine.running or engine.vain:
+        if not engine.waiting and not engine.running and not engine.vain:
             engine.now = max(engine.now, engine.coming[0].arrival)
             engine.clear_s = engine.now
         engine.arrive()
-        if engine.waiting or engine.running:
+        if engine.waiting or engine.running or engine.vain:
             engine.step(batch_s)
     return records(engine, requests, np.array(batch_s)), engine.closest
 
@@ -390,7 +457,7 @@ class Tier:
     def run(self, batch_s: list[list[float]]) -> None:
         """All requests."""
         while True:
-            begins = [(e.now, k) for k, e in enumerate(self.replicas) if e.waiting or e.running or e.coming]
+            begins = [(e.now, k) for k, e in enumerate(self.replicas) if e.waiting or e.running or e.coming or e.vain]
             begin = min(begins)[0] if begins else math.inf
             arrival = self.coming[0].arrival if self.coming else math.inf
             if self.unsent and self.ended and self.ended[0] <= min(arrival, begin):
@@ -401,7 +468,7 @@ class Tier:
             elif begins:
                 _, k = min(begins)
                 self.replicas[k].arrive()
-                if self.replicas[k].waiting or self.replicas[k].running:
+                if self.replicas[k].waiting or self.replicas[k].running or self.replicas[k].vain:
                     self.replicas[k].step(batch_s[k])
             else:
                 return
@@ -415,7 +482,7 @@ class Tier:
             request.refused = True
             self.finish(request.arrival)
             return
-        if not (engine.waiting or engine.running or engine.coming):
+        if not (engine.waiting or engine.running or engine.coming or engine.vain):
             engine.now = max(engine.now, request.arrival)
         engine.coming.append(request)
 
@@ -457,7 +524,7 @@ def reference_tier(
 
 PER_REQUEST = (
     *("arrival", "admitted", "first_token", "completion", "prompt", "output"),
-    *("rounds", "drafted", "accepted", "preemptions", "service_s", "refused"),
+    *("rounds", "drafted", "accepted", "preemptions", "found", "service_s", "refused"),
 )
 
 

@@ -164,12 +164,41 @@ def test_a_scenario_gives_acceptance_by_position() -> None:
     assert abs(tokens - mean_tokens(Positional((0.8, 0.52, 0.3)), 3)) > 2.81 * spread
 
 
+@pytest.mark.parametrize("spread", [0.1, 0.25])
+def test_a_scenario_gives_the_spread_of_acceptance_over_requests(spread: float) -> None:
+    """Planner and engine agree on the tokens of a round in a batch; the mean over requests and one alpha are not it."""
+    problem = with_draft(f"{{model: llama-68m, acceptance: 0.7, acceptance_sd: {spread}, source: of this test}}")
+    draft = problem.drafts[2][0]
+    law = BetaMixture.from_moments(0.7, spread)
+    assert draft.law == law
+    load = Load.of(problem.workload)
+    free = build_service(2, problem.deployment(2, 4), problem.profile, draft, load)
+    assert isinstance(free, Service)
+    fixed = with_length(free, load, GAMMA)
+    predicted = float(fixed.rounds.tokens[0])
+    assert predicted == pytest.approx(law.pooled_tokens(GAMMA))
+    assert float(tokens_per_round(draft.acceptance.value, 8)) == pytest.approx(law.pooled_tokens(8))
+    work = Workload(np.zeros(4000), np.full(4000, 10), np.full(4000, 400))
+    run = simulate(work, free.table, free.deployment.limits, 10**8, fixed.schedule, free.acceptance, 1)
+    seen = (run.rounds + run.accepted).sum() / run.rounds.sum()
+    error = 2.81 * float(np.std(run.accepted + run.rounds - seen * run.rounds)) / np.sqrt(4000) / run.rounds.mean()
+    assert abs(seen - predicted) < error
+    assert abs(seen - mean_tokens(law, GAMMA)) > error
+    assert abs(seen - mean_tokens(0.7, GAMMA)) > error
+
+
 @pytest.mark.parametrize(
     ("draft", "text"),
     [
         ("{model: llama-68m, acceptance_by_position: [0.8, 0.5]}", "`acceptance` needs a `source`"),
         ("{model: llama-68m, acceptance: 0.7, acceptance_by_position: [0.8], source: x}", "needs exactly one of"),
         ("{model: llama-68m, source: x}", "needs exactly one of"),
+        ("{model: llama-68m, acceptance: 0.7, acceptance_sd: 0.2}", "`acceptance` needs a `source`"),
+        ("{model: llama-68m, acceptance: 0.7, acceptance_sd: 0.5, source: x}", r"must be below 0.458.*; got 0.5"),
+        (
+            "{model: llama-68m, acceptance_by_position: [0.8], acceptance_sd: 0.1, source: x}",
+            "takes `acceptance_sd` with `acceptance`",
+        ),
         ("{model: llama-68m, acceptance_by_position: [80], source: x}", r"less than or equal to 1; got 80"),
     ],
 )

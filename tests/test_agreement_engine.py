@@ -120,6 +120,9 @@ def test_littles_law_between_the_engines_clock_and_the_records(name: str) -> Non
         lambda r: replace(r, completion=np.where(np.arange(r.arrival.size) == 7, np.nan, r.completion)),
         lambda r: replace(r, emitted=r.emitted + 1),
         lambda r: replace(r, kv_peak_tokens=r.kv_tokens + 16),
+        lambda r: replace(r, rounds=np.where(np.arange(r.arrival.size) == 7, r.rounds - 1, r.rounds)),
+        lambda r: replace(r, rounds=np.where(np.arange(r.arrival.size) == 7, r.rounds + 1, r.rounds)),
+        lambda r: replace(r, busy_s=1.001 * r.busy_s),
     ],
 )
 def test_what_is_lost_is_found(spoil: Callable[[Records], Records]) -> None:

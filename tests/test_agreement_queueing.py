@@ -265,7 +265,10 @@ def test_closed_loop_throughput_is_clients_over_cycle_time(clients: int, think: 
     prefill = t.prefill_time(clients * prompt) - t.prefill_context_slope * (clients**2 - clients) * prompt**2 / 2
     rounds = sum(t.round_time(clients, prompt + j) for j in range(output - 1))
     cycle = prefill + rounds + think
-    assert count / (run.completion.max() + think) == pytest.approx(clients / cycle, rel=1e-9)
+    throughput = count / (run.completion.max() + think)
+    assert throughput == pytest.approx(clients / cycle, rel=1e-9)
+    for wrong in (cycle - prefill, cycle + t.round_time(clients, prompt), cycle + think - 1.0):  # negative controls
+        assert abs(throughput * wrong / clients - 1) > 1e-3
 
 
 def test_closed_loop_of_random_lengths_obeys_littles_law() -> None:
@@ -275,3 +278,4 @@ def test_closed_loop_of_random_lengths_obeys_littles_law() -> None:
     run = simulate(work, table(True), Limits(max_num_seqs=SLOTS), PLENTY)
     cycle = (run.completion - run.arrival).mean() + think
     assert count / run.completion.max() == pytest.approx(clients / cycle, rel=0.02)  # the drain is 1 / 300 of the run
+    assert count / run.completion.max() != pytest.approx(clients / (cycle - think), rel=0.02)  # negative control

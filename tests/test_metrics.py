@@ -333,7 +333,7 @@ def test_a_run_that_loses_something_is_a_defect() -> None:
     lost = records.completion.copy()
     lost[3] = math.nan
     for change in ({"emitted": records.emitted - 1}, {"kv_peak_tokens": 10**9}, {"completion": lost}):
-        with pytest.raises(RuntimeError, match="the engine lost requests, tokens or KV blocks"):
+        with pytest.raises(RuntimeError, match="the engine lost requests, tokens, KV blocks or time"):
             measure(replace(records, **change))
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from simulator.engine import Records, StepTable, simulate
+from simulator.prefixes import PromptBlocks
 from simulator.workload import Workload, with_cached
 from theory.acceptance import BetaMixture, Histogram, Positional
 from theory.specs import Limits, Rules
@@ -40,7 +41,10 @@ PLENTY = 10**7  # KV capacity that never binds [tokens]
 LAWS = [0.7, 1.0, Positional((0.8, 0.5, 1.0, 0.0)), Histogram((5, 3, 0, 2, 7)), BetaMixture.from_moments(0.7, 0.2)]
 TIE = 1e-9  # an arrival nearer to the end of a step than this may be seen a step apart: sums are rounded [s]
 TIMES = ("arrival", "admitted", "first_token", "completion", "service_s", "batch_s", "busy_s", "end_s")
-COUNTS = ("rounds", "drafted", "accepted", "preemptions", "refused", "steps", "emitted", "kv_peak_tokens", "kv_tokens")
+COUNTS = (
+    *("rounds", "drafted", "accepted", "preemptions", "found", "refused", "steps", "emitted"),
+    *("kv_peak_tokens", "kv_tokens"),
+)
 
 
 def table(slots: int, slope: float = 1.37e-5) -> StepTable:
@@ -82,6 +86,18 @@ def scenarios(draw: st.DrawFn, lengths: tuple[int, int] = (90, 60)) -> tuple[Wor
     return work, Limits(max_num_seqs=slots, max_num_batched_tokens=budget, block_size=block), kv + block
 
 
+def begin_alike(work: Workload, tokens: int, seed: int) -> Workload:
+    """Each prompt begins with some blocks of an earlier one, or with none, and goes on with blocks of its own."""
+    rng = np.random.default_rng(seed)
+    names: list[list[int]] = []
+    for i, prompt in enumerate(work.prompt.tolist()):
+        earlier = names[rng.integers(i)] if i and rng.random() < 0.8 else []
+        kept = earlier[: rng.integers(0, len(earlier) + 1)]
+        own = [1000 * i + k for k in range(-(-prompt // tokens))]
+        names.append((kept + own)[: -(-prompt // tokens)])
+    return replace(work, blocks=PromptBlocks.of(tokens, names))
+
+
 @settings(deadline=None, max_examples=300)
 @given(scenario=scenarios())
 def test_plain_decoding_is_the_same_to_rounding(scenario: tuple[Workload, Limits, int]) -> None:
@@ -109,8 +125,12 @@ def test_speculation_has_the_same_draws(
     check_same(simulate(work, steps, limits, kv, schedule, alpha, seed), expected)
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(("ahead", "mixed", "reserve"), list(product([0, 1], [True, False], [True, False])))
-def test_every_combination_of_rules_is_the_same_to_rounding(ahead: int, mixed: bool, reserve: bool) -> None:
+def test_every_combination_of_rules_is_the_same_to_rounding(ahead: int, mixed: bool, reserve: bool, late: bool) -> None:
+    if late and not ahead:
+        pytest.skip("who schedules each step when it starts knows who has ended")
+
     @settings(deadline=None, max_examples=30)
     @given(
         scenario=scenarios(),
@@ -119,6 +139,7 @@ def test_every_combination_of_rules_is_the_same_to_rounding(ahead: int, mixed: b
         schedule=st.one_of(st.just(0), st.just(0), st.lists(st.sampled_from(GAMMAS), min_size=9, max_size=9)),
         law=st.sampled_from(LAWS),
         cached=st.sampled_from([None, 0.3, 1.0]),
+        alike=st.sampled_from([0, 0, 1, 2, 3]),
     )
     def compare(
         scenario: tuple[Workload, Limits, int],
@@ -127,11 +148,13 @@ def test_every_combination_of_rules_is_the_same_to_rounding(ahead: int, mixed: b
         schedule: int | list[int],
         law: Any,
         cached: float | None,
+        alike: int,
     ) -> None:
         work, limits, kv = scenario
         work = work if cached is None else with_cached(work, cached)
+        work = begin_alike(work, alike * limits.block_size, alike) if alike else work
         steps = replace(table(limits.max_num_seqs), prefill_floor=floor)
-        ruled = replace(limits, rules=Rules(ahead, mixed, reserve, stream))
+        ruled = replace(limits, rules=Rules(ahead, mixed, reserve, stream, late_stop=late))
         expected, closest = reference(work, steps, ruled, kv, schedule, law, 1)
         assume(closest > TIE)
         check_same(simulate(work, steps, ruled, kv, schedule, law, 1), expected)
@@ -139,14 +162,21 @@ def test_every_combination_of_rules_is_the_same_to_rounding(ahead: int, mixed: b
     compare()
 
 
-@pytest.mark.parametrize("rules", [Rules(1), Rules(0, False), Rules(1, False), Rules(0, True, True)])
-def test_the_comparison_of_rules_can_fail(rules: Rules) -> None:
+@pytest.mark.parametrize(
+    ("rules", "others"),
+    [
+        *((Rules(), other) for other in (Rules(1), Rules(0, False), Rules(1, False), Rules(0, True, True))),
+        *((Rules(1, mixed), Rules(1, mixed, late_stop=True)) for mixed in (True, False)),
+    ],
+)
+def test_the_comparison_of_rules_can_fail(rules: Rules, others: Rules) -> None:
     """Under load each rule changes when somebody completes, so that agreement is not agreement of the same thing."""
     rng = np.random.default_rng(5)
     work = Workload(np.cumsum(rng.exponential(0.1, 60)), rng.integers(1, 90, 60), rng.integers(1, 60, 60))
     limits, steps = Limits(max_num_seqs=8, max_num_batched_tokens=64, block_size=4), table(8)
-    other = reference(work, steps, replace(limits, rules=rules), 400)[0]
-    assert not np.allclose(simulate(work, steps, limits, 400).completion, other.completion, rtol=1e-9, atol=1e-9)
+    other = reference(work, steps, replace(limits, rules=others), 400)[0]
+    run = simulate(work, steps, replace(limits, rules=rules), 400)
+    assert not np.allclose(run.completion, other.completion, rtol=1e-9, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=40)
@@ -164,9 +194,23 @@ def test_an_arrival_is_seen_at_the_step_on_which_stepping_sees_it(rate: float, s
     assert not np.allclose(other.completion, expected.completion, rtol=1e-9, atol=1e-9)  # negative control
 
 
+@settings(deadline=None, max_examples=150)
+@given(scenario=scenarios(), pieces=st.integers(1, 3), seed=st.integers(0, 10**6), late=st.booleans())
+def test_shared_prompt_blocks_are_the_same(
+    scenario: tuple[Workload, Limits, int], pieces: int, seed: int, late: bool
+) -> None:
+    """Who finds what, when it is forgotten, and what it does to memory and time."""
+    work, limits, kv = scenario
+    work = begin_alike(work, pieces * limits.block_size, seed)
+    ruled = replace(limits, rules=Rules(int(late), late_stop=late))
+    expected, closest = reference(work, table(limits.max_num_seqs), ruled, kv)
+    assume(closest > TIE)
+    check_same(simulate(work, table(limits.max_num_seqs), ruled, kv), expected)
+
+
 def test_scenarios_reach_preemption_chunks_and_refusals() -> None:
     """What the comparison is worth: its scenarios do meet the cases it is about."""
-    seen = {"preempted": 0, "chunked": 0, "refused": 0, "jumped": 0}
+    seen = {"preempted": 0, "chunked": 0, "refused": 0, "jumped": 0, "found": 0, "forgotten": 0}
 
     @settings(deadline=None, max_examples=100, database=None, derandomize=True)
     @given(scenario=scenarios())
@@ -177,6 +221,10 @@ def test_scenarios_reach_preemption_chunks_and_refusals() -> None:
         seen["chunked"] += int((work.prompt > limits.max_num_batched_tokens).sum())
         seen["refused"] += int(run.refused.sum())
         seen["jumped"] += int(run.steps > 4 * work.requests)
+        alike = begin_alike(work, limits.block_size, 0)
+        tight, roomy = (simulate(alike, table(limits.max_num_seqs), limits, size) for size in (kv, PLENTY))
+        seen["found"] += int((tight.found > 0).sum())
+        seen["forgotten"] += int(tight.found.sum() < roomy.found.sum())
 
     look()
     assert min(seen.values()) >= 20, seen

@@ -24,7 +24,11 @@ STEP, EACH, TOKEN, HOST = (
     0.003,
 )  # decode [s], per sequence [s], per prompt token [s], prompts alone [s]
 PLENTY = 10**12  # KV capacity that never binds [tokens]
-EVERY = [Rules(a, m, r, s) for a, m, r, s in product((0, 1), (True, False), (True, False), (1, 20))]
+EVERY = [
+    Rules(a, m, r, s, late_stop=late)
+    for a, m, r, s, late in product((0, 1), (True, False), (True, False), (1, 20), (False, True))
+    if a or not late
+]
 
 
 def table(slots: int = 4, floor: float = 0.0) -> StepTable:
@@ -96,6 +100,51 @@ def test_ttft_of_a_closed_loop_is_three_steps() -> None:
     for ahead, waits in ((0, 2), (1, 3)):
         run = simulate(work, steps, limits(Rules(schedule_ahead=ahead), slots=8), PLENTY)
         np.testing.assert_allclose((run.first_token - run.arrival)[5:], waits * 0.02 - 1e-4)
+
+
+LATE = Rules(schedule_ahead=1, late_stop=True)
+
+
+@pytest.mark.parametrize("schedule", [0, 4])
+def test_who_has_ended_is_computed_once_more_in_vain(schedule: int) -> None:
+    """Two of three end with step 2: step 3 has all three sequences and 36 tokens of context, step 4 has one."""
+    slope = 1e-5
+    steps = replace(table(), slope=np.full((2, 5), slope))
+    work = Workload([0.0] * 3, [10, 10, 10], [4, 2, 2])
+    run, known = (simulate(work, steps, limits(r), PLENTY, schedule) for r in (LATE, Rules(schedule_ahead=1)))
+
+    def step(n: int, context: int) -> float:
+        return STEP + EACH * n * (1 + schedule) + slope * context
+
+    second = HOST + 30 * TOKEN + step(3, 30)
+    assert run.completion[1:].tolist() == pytest.approx([second] * 2)  # the client has its answer at once
+    assert run.completion[0] == pytest.approx(second + step(3, 11 + 11 + 11) + step(1, 12))
+    assert known.completion[0] == pytest.approx(second + step(1, 11) + step(1, 12))
+    assert run.service_s[1] == pytest.approx(known.service_s[1] + step(3, 33) / 3)
+    assert run.rounds.tolist() == known.rounds.tolist() == [3, 1, 1]  # a vain step is no round
+    assert run.busy_s == pytest.approx(run.service_s.sum())
+
+
+def test_an_arrival_waits_for_the_step_in_vain() -> None:
+    """The only sequence has ended, the step after it runs all the same; who arrives in it starts when it is over."""
+    end = HOST + 10 * TOKEN + one(1)
+    work = Workload([0.0, end + 0.5 * one(1)], [10, 10], [2, 1])
+    run, known = (simulate(work, table(), limits(r), PLENTY) for r in (LATE, Rules(schedule_ahead=1)))
+    assert known.admitted[1] == pytest.approx(end + 0.5 * one(1))
+    assert run.admitted[1] == pytest.approx(end + one(1))
+    assert run.end_s == pytest.approx(run.completion[1] + one(1))  # the last one too is computed once more
+    assert run.steps == known.steps + 2
+
+
+def test_a_request_pays_one_step_in_vain() -> None:
+    """One slot, always full: the cycle of a request is longer by one step, and by none if the end is known."""
+    count, output = 200, 20
+    work = Workload(np.zeros(count), np.ones(count), np.full(count, output))
+    flat = StepTable([0], [[0.02, 0.02]], [[0.0, 0.0]], [0, 1], [0.0, 0.0])
+    late, known = (simulate(work, flat, limits(r, slots=1), PLENTY) for r in (LATE, Rules(schedule_ahead=1)))
+    assert late.steps - known.steps == count
+    assert late.end_s == pytest.approx(0.02 * count * (output + 1))
+    assert known.end_s == pytest.approx(0.02 * count * output)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,16 +252,16 @@ def test_plain_decoding_jumps(rules: Rules) -> None:
 
 @pytest.mark.parametrize("rules", EVERY)
 def test_a_million_arrivals_at_once(rules: Rules) -> None:
-    count = 1_000_000 if rules.schedule_ahead else 10_000
+    count = 1_000_000 if rules == LATE else 10_000
     run = simulate(Workload(np.zeros(count), np.ones(count), np.ones(count)), table(), limits(rules), PLENTY)
     assert run.emitted == count
-    assert run.steps == count // 4
+    assert run.steps == count // 4 * (1 + rules.late_stop)  # slots are full: each step is followed by one in vain
 
 
 @pytest.mark.parametrize("rules", EVERY)
 def test_a_prompt_larger_than_the_budget_is_computed_in_chunks(rules: Rules) -> None:
     run = simulate(Workload([0.0, 0.0], [95, 10], [1, 1]), table(), limits(rules, budget=10), PLENTY)
-    assert run.steps == 11  # 105 tokens, at most ten a step
+    assert run.steps == 11 + rules.late_stop  # 105 tokens, at most ten a step
     assert run.first_token[0] == pytest.approx(10 * HOST + 100 * TOKEN)
     check(run)
 
@@ -235,6 +284,7 @@ def test_larger_than_the_whole_cache_is_refused_and_counted(rules: Rules) -> Non
         ({"schedule_ahead": 2}, r"`schedule_ahead` must be 0 or 1 \[steps\]; got 2"),
         ({"stream_interval": 0}, r"`stream_interval` must be an integer of at least 1 \[tokens\]; got 0"),
         ({"eager_layer": -1.0}, r"`eager_layer` must be finite and at least 0 \[s\]; got -1.0"),
+        ({"late_stop": True}, r"`late_stop` must be false unless `schedule_ahead` is 1; got True"),
     ],
 )
 def test_bad_rules_are_refused(change: dict[str, Any], text: str) -> None:

@@ -25,13 +25,18 @@ GAMMAS = (0, 2, 4)
 PLENTY = 10**7  # KV capacity that never binds [tokens]
 TIE = 1e-9  # see test_reference_engine [s]
 TIMES = ("arrival", "admitted", "first_token", "completion", "service_s", "batch_s", "busy_s", "end_s")
-COUNTS = ("rounds", "drafted", "accepted", "preemptions", "refused", "steps", "emitted", "kv_peak_tokens", "kv_tokens")
+COUNTS = (
+    *("rounds", "drafted", "accepted", "preemptions", "found", "refused", "steps", "emitted"),
+    *("kv_peak_tokens", "kv_tokens"),
+)
 RULES = (
     Rules(),
     Rules(schedule_ahead=1),
     Rules(mixed_prefill=False),
     Rules(reserve_output=True),
     Rules(1, False, True),
+    Rules(1, late_stop=True),
+    Rules(1, False, late_stop=True),
 )
 
 

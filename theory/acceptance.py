@@ -516,6 +516,43 @@ class BetaMixture:
         inverse = 1 / tokens_per_round(alpha, length)
         return float(weight.sum() / (weight @ inverse))
 
+    @property
+    def in_batch(self) -> InBatch:
+        """The law of the rounds that a batch shows."""
+        return InBatch(self)
+
+
+@dataclass(frozen=True, slots=True)
+class InBatch:
+    r"""Accepted tokens of a round met in a batch, where a poor request is met more often because it takes more rounds.
+
+    .. math:: P(\text{accepted} \ge i) = \frac{E[\alpha^i / E_\gamma(\alpha)]}{E[1 / E_\gamma(\alpha)]}
+
+    with expectations over requests, whose outputs do not depend on alpha: a request takes
+    :math:`L / E_\gamma(\alpha)` rounds, and each is met as often. Its mean is ``pooled_tokens``. The law depends on the
+    draft length, unlike the others.
+
+    Source
+    ------
+    Derivation (length-biased sampling).
+
+    Examples
+    --------
+    >>> law = BetaMixture.from_moments(0.7, 0.15)
+    >>> bool(abs(law.in_batch.survival(4).sum() - law.pooled_tokens(4)) < 1e-9)
+    True
+    """
+
+    over_requests: BetaMixture
+    nodes: int = 64  # of the Gauss-Jacobi quadrature [-]
+
+    def survival(self, length: int) -> Array:
+        """Return P(accepted >= i) for i = 0 .. length in rounds of that draft length [-]."""
+        law = self.over_requests
+        alpha, weight = roots_sh_jacobi(self.nodes, law.a + law.b - 1, law.a)
+        rounds = weight / tokens_per_round(alpha, length)
+        return np.asarray((alpha[:, None] ** np.arange(length + 1.0)).T @ rounds / rounds.sum())
+
 
 @dataclass(frozen=True, slots=True)
 class Histogram:

@@ -121,6 +121,7 @@ class Rules:
     stream_interval: int = 1  # tokens the client receives at once: it sees the first with the k-th [tokens]
     eager_layer: float = 0.0  # launch time of a layer in a step with prompts, which has no CUDA graph: a floor [s]
     memory_left: bool = False  # ``gpu_memory_utilization`` is a share of what weights leave free, not of all memory
+    late_stop: bool = False  # scheduled ahead: a sequence whose output has ended is in the next step too, in vain
 
     def __post_init__(self) -> None:
         require(self.schedule_ahead in (0, 1), "schedule_ahead", "must be 0 or 1 [steps]", self.schedule_ahead)
@@ -135,6 +136,13 @@ class Rules:
             "eager_layer",
             "must be finite and at least 0 [s]",
             self.eager_layer,
+        )
+        require(
+            not self.late_stop or self.schedule_ahead == 1,
+            "late_stop",
+            "must be false unless `schedule_ahead` is 1",
+            self.late_stop,
+            "Who schedules each step when it starts knows whose output has ended.",
         )
 
 
