@@ -15,6 +15,7 @@ from theory.errors import InfeasibleError, require
 from . import explain
 from .build import Problem, joined_names, resolve
 from .crossover import crossover
+from .curves import curves
 from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario, Slo
 from .search import Candidate, Group, Rule, Search, best_of, quality_floor, refine, single
@@ -105,6 +106,7 @@ def plan_scenario(
         "lambda": (price := _price(problem, chosen, vertices, search.floor)),
         "load_prices": _load_prices(search, chosen, price["value"]),
         "speculation": _speculation(problem, space, chosen),
+        "curves": curves(problem, space, chosen),
         "binding": explain.binding(problem, space, chosen, search.used(chosen)),
         "sensitivity": _sensitivity(problem, space, progress),
         "changes": _changes(search, chosen, candidates, progress),

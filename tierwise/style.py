@@ -174,6 +174,8 @@ def style(palette: Palette = LIGHT) -> Iterator[Palette]:
         "grid.linewidth": 0.6,
         "lines.linewidth": 1.6,
         "errorbar.capsize": 3,
+        "figure.constrained_layout.w_pad": 0.08,
+        "figure.constrained_layout.h_pad": 0.08,
         "figure.dpi": DPI,
         "savefig.dpi": DPI,
         "svg.hashsalt": "tierwise",
@@ -224,14 +226,21 @@ def rendered(figure: Figure, kind: FileKind) -> bytes:
     return buffer.getvalue()
 
 
+def files_of(figure: Figure) -> dict[FileKind, bytes]:
+    """Return a figure as SVG and as PNG, laid out once; call it within :func:`style`."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return {kind: rendered(figure, kind) for kind in KINDS_OF_FILE}
+
+
 def save(figure: Figure, path: str | Path) -> list[Path]:
     """Write ``path`` as .svg and as .png, whatever its own suffix; return both. Call it within :func:`style`."""
     stem = Path(path)
     stem = stem.with_suffix("") if stem.suffix in (".svg", ".png") else stem
     written = []
-    for kind in KINDS_OF_FILE:
+    for kind, data in files_of(figure).items():
         written.append(stem.with_name(f"{stem.name}.{kind}"))
-        written[-1].write_bytes(rendered(figure, kind))
+        written[-1].write_bytes(data)
     return written
 
 
