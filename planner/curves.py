@@ -33,9 +33,10 @@ def curves(problem: Problem, space: Space, candidate: Candidate) -> dict[str, An
 def by_load(problem: Problem, space: Space, candidate: Candidate) -> dict[str, Any]:
     r"""Return cost, latency and the speed-up by speculation of a plan's replicas against the arrival rate.
 
-    Cost is that of all GPUs over the requests, :math:`p / r`. Three ways to draft are compared on the same replicas: the
-    schedule of the plan, the draft length that is best for one request at every batch, and none; ``None`` stands where
-    a way cannot bear the load. The speed-up of a tier is the mean time of a visit without a draft over that with one.
+    Cost is that of all GPUs over the requests, :math:`p / r`. Three ways to draft are compared on the same replicas:
+    the schedule of the plan, the draft length that is best for one request at every batch, and none; ``None`` stands
+    where a way cannot bear the load. The speed-up of a tier is the mean time of a visit without a draft over that with
+    one.
     """
     groups = candidate.groups
     limit = min(_limit([g.service], [g.rate], space) for g in groups)

@@ -51,13 +51,13 @@ def load(result: dict[str, Any], palette: Palette) -> Picture:
     panels[-1].set_xlabel("requests of all tiers together [requests/s]")
     panels[-1].set_xlim(0, 1.02 * max(w["limit_requests_per_s"] for w in curves["ways"].values()))
     caption = (
-        "The plan's own replicas at other loads, analytic; every tier keeps its share of the requests. A line ends where "
-        "the replicas cannot bear more."
+        "The plan's own replicas at other loads, analytic; every tier keeps its share of the requests. A line ends "
+        "where the replicas cannot bear more."
     )
     if drafted:
         caption += (
-            " Speed-up: time of a visit without a draft over that with one; a band is the interval of the load from which"
-            " one fixed draft length hurts."
+            " Speed-up: time of a visit without a draft over that with one; a band is the interval of the load from "
+            "which one fixed draft length hurts."
         )
     return Picture("load", title, caption, figure)
 

@@ -112,7 +112,7 @@ def agreement(result: dict[str, Any], palette: Palette) -> Picture:
 
 
 def _compared(result: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return rows of a predicted value, its band, the simulated value and its interval; and the names of what is not."""
+    """Return rows of a predicted value, its band, the simulated value and its interval; and the names without one."""
     p, s = result["predicted"], result["simulated"]
     cost = s["cost"]
     quality = s["quality"]
@@ -238,7 +238,7 @@ def schedule(result: dict[str, Any], palette: Palette) -> Picture:
     panels[-1, 0].set_xlabel("sequences in the batch of a replica [-]")
     below(figure, panels[-1, 0], 3)
     caption = (
-        "How many tokens are drafted for each sequence of the batch, up to the largest batch that memory holds; 0 is no "
-        "speculation. Marks: the mean batch at this load."
+        "How many tokens are drafted for each sequence of the batch, up to the largest batch that memory holds; 0 is "
+        "no speculation. Marks: the mean batch at this load."
     )
     return Picture("schedule", title, caption, figure)
