@@ -107,7 +107,7 @@ def _states(services: Sequence[Service], groups: Sequence[Group], factors: Array
 def _ratio(time: Array, other: Array) -> Array:
     """Return time / other where both are finite, else nan."""
     both = np.isfinite(time) & np.isfinite(other)
-    return np.divide(time, other, out=np.full(time.shape, np.nan), where=both)
+    return np.asarray(np.divide(time, other, out=np.full(time.shape, np.nan), where=both))
 
 
 def _known(values: Array) -> list[float | None]:

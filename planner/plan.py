@@ -126,8 +126,8 @@ def plan_scenario(
             "seed": used_seed,
         },
     }
-    result["paragraphs"] = explain.paragraphs(problem, result)
-    result["explanation"] = [sentence for of in result["paragraphs"].values() for sentence in of]
+    said = explain.paragraphs(problem, result)
+    result |= {"paragraphs": said, "explanation": [sentence for of in said.values() for sentence in of]}
     result["wall_s"] = time.perf_counter() - start
     return result
 

@@ -50,7 +50,7 @@ def write_report(
         **pages,
         **{name: text.encode() for name, text in launch_files(result, scenario, start, folder).items()},
     }
-    return write_files(folder, {name: _of(content) for name, content in contents.items()})
+    return write_contents(folder, contents)
 
 
 def write_sweep(result: dict[str, Any], folder: Path, pages: Contents = NOTHING) -> list[Path]:
@@ -66,7 +66,7 @@ def write_sweep(result: dict[str, Any], folder: Path, pages: Contents = NOTHING)
         "sweep.csv": sweep_csv(result["points"]).encode(),
         **pages,
     }
-    return write_files(folder, {name: _of(content) for name, content in contents.items()})
+    return write_contents(folder, contents)
 
 
 def write_simulation(
@@ -90,6 +90,11 @@ def write_simulation(
 
 def _of(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
+
+
+def write_contents(folder: Path, contents: Contents) -> list[Path]:
+    """Write files whose contents are known, as :func:`write_files`."""
+    return write_files(folder, {name: _of(content) for name, content in contents.items()})
 
 
 def write_files(folder: Path, writers: dict[str, Callable[[Path], object]]) -> list[Path]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -144,7 +145,7 @@ def draft(
     output: OutputOption = None,
 ) -> None:
     """Best draft size, draft length and speed-up for a target that need not exist yet."""
-    from planner.draft import Hardware, Laws, Training, draft_plan, plot_draft
+    from planner.draft import Hardware, Laws, Training, draft_plan
     from theory.acceptance import acceptance_law as law_of_acceptance
     from theory.catalog import accelerator as gpu_of
     from theory.catalog import model
@@ -178,8 +179,11 @@ def draft(
     laws = Laws(law_of_loss(loss_law), law_of_acceptance(acceptance_law), extrapolate=extrapolate)
     result = draft_plan(Training(target_params, target_tokens, draft_tokens), hardware, laws)
     if output is not None:
-        _folder(output)
-        plot_draft(result, output / "draft.png")
+        from planner.report import write_contents
+
+        from .report import draft as report
+
+        write_contents(output, report.files(result))
     _emit(result, show.draft, format, output, "draft.json")
 
 
@@ -197,7 +201,7 @@ def simulate(
 ) -> None:
     """Simulate a scenario's deployment request by request; without one, the deployment the analytic planner picks.
 
-    With --output: simulate.json, requests.csv, timeseries.png and timeseries.svg.
+    With --output: report.html, simulate.json, requests.csv, timeseries.png and timeseries.svg.
     """
     from planner.replications import usable_cores
     from planner.report import write_simulation
@@ -220,8 +224,10 @@ def simulate(
             in_detail=output is not None,
         )
         if output is not None:
+            from .report.simulation import files
+
             progress("writing", 0, 1)
-            write_simulation(found, requests.value, output)
+            write_simulation(found, requests.value, output, files(found))
     _emit(found.result, show.simulation, format, None, "")
 
 
@@ -245,8 +251,9 @@ def plan(
 ) -> None:
     """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario.
 
-    With --output: plan.json, frontier.csv, frontier.png, launch-TIER.sh, bench.sh, policy.json and scenario.yaml; with
-    --sweep as well: sweep.json, sweep.csv, sweep.png, and sweep.jsonl, whose finished points are not planned again.
+    With --output: report.html and its figures (.svg, .png), plan.json, frontier.csv, launch-TIER.sh, bench.sh,
+    policy.json and scenario.yaml; with --sweep instead: sweep.json, sweep.csv, sweep.png, sweep.svg, and sweep.jsonl,
+    whose finished points are not planned again.
     """
     from planner.plan import plan_scenario
     from planner.report import write_report
@@ -265,8 +272,11 @@ def plan(
     asked, start = _scenario(scenario, settings, seed)
     with _progress() as progress:
         result = plan_scenario(asked, start, seed=seed, progress=progress, means=means)
-    if output is not None:
-        write_report(result, output, asked, start)
+        if output is not None:
+            from .report.plan import files
+
+            progress("writing", 0, 1)
+            write_report(result, output, asked, start, files(result, asked, start, output))
     _emit(result, show.plan, format, None, "")
 
 
@@ -353,9 +363,9 @@ def validate_kernels(
 
     result = validate.validate_kernels(directory, device, profile)
     if output is not None:
-        _folder(output)
-        steps = validate.device_steps(directory, device, profile)
-        validate.plot_steps(steps, output / "kernels.png", f"{result['profile']['name']}, {device}")
+        from .report import validation as report
+
+        _pages(output, report.kernels(result, validate.device_steps(directory, device, profile), _command()))
     _emit(result, show.kernels, format, output, "kernels.json")
 
 
@@ -368,11 +378,16 @@ def validate_steps(
     output: OutputOption = None,
 ) -> None:
     """Predicted against measured steps of models the profile was not fitted on."""
-    from calibration.step_fit import validate_steps as evaluate
+    from calibration import step_fit
 
     from . import show
 
-    _emit(evaluate(csv, profile, mode), show.steps, format, output, "steps.json")
+    result = step_fit.validate_steps(csv, profile, mode)
+    if output is not None:
+        from .report import validation as report
+
+        _pages(output, report.steps(result, step_fit.unseen_steps(csv, profile, mode)[0], _command()))
+    _emit(result, show.steps, format, output, "steps.json")
 
 
 @validate_app.command("speculation")
@@ -382,11 +397,16 @@ def validate_speculation(
     output: OutputOption = None,
 ) -> None:
     """The time model given lengths and step times, and the length model given acceptances, held apart."""
-    from calibration.speculation import validate_speculation as evaluate
+    from calibration import speculation
 
     from . import show
 
-    _emit(evaluate(csv), show.speculation, format, output, "speculation.json")
+    result = speculation.validate_speculation(csv)
+    if output is not None:
+        from .report import validation as report
+
+        _pages(output, report.speculation(result, speculation.predictions(csv), _command()))
+    _emit(result, show.speculation, format, output, "speculation.json")
 
 
 @validate_app.command("serving")
@@ -415,8 +435,9 @@ def validate_serving(
             partial(progress, "predicting"),
         )
     if output is not None:
-        _folder(output)
-        serving.plot_points(rows, output / "serving.png")
+        from .report import validation as report
+
+        _pages(output, report.serving(result, rows, _command()))
         rows.to_csv(output / "serving.csv", index=False)
     _emit(result, show.serving, format, output, "serving.json")
 
@@ -437,7 +458,12 @@ def validate_cascade(
     from . import show
 
     chosen = tuple(name.strip() for name in tiers.split(",")) if tiers else None
-    _emit(evaluate(csv, chosen, seed=seed or 0), show.cascades, format, output, "cascade.json")
+    result = evaluate(csv, chosen, seed=seed or 0)
+    if output is not None:
+        from .report import validation as report
+
+        _pages(output, report.cascade(result, _command()))
+    _emit(result, show.cascades, format, output, "cascade.json")
 
 
 @validate_app.command("quality")
@@ -458,8 +484,9 @@ def validate_quality(
     chosen = tuple(name.strip() for name in tiers.split(",")) if tiers else None
     result = quality.validate_quality(csv, chosen, seed=seed or 0)
     if output is not None:
-        _folder(output)
-        quality.plot_reliability(result, output / "reliability.png")
+        from .report import validation as report
+
+        _pages(output, report.quality(result, quality.DRAWN, _command()))
         quality.save_predictors(csv, output, chosen, seed=seed or 0)
     _emit(result, show.quality, format, output, "quality.json")
 
@@ -492,6 +519,10 @@ def validate_live(
     folder = None if output is None else output / "models"
     with Progress(enabled=sys.stderr.isatty()) as progress:
         result = live.validate_live(size, folder, text, workers, progress)
+    if output is not None:
+        from .report import validation as report
+
+        _pages(output, report.live(result, _command()))
     _emit(result, show.live, format, output, "live.json")
 
 
@@ -677,7 +708,10 @@ def _sweep(
         raise Interrupted(kept) from None
     result = {"scenario": points[0].scenario.name, "points": rows}
     if output is not None:
-        write_sweep(result, output)
+        from .figures import picture
+        from .figures.sweep import pictures
+
+        write_sweep(result, output, picture.files(pictures(result)))
     if reused:
         sys.stderr.write(f"tierwise: {reused} of {len(rows)} points were in {output}/sweep.jsonl\n")
     _emit(result, show.sweep, format, None, "")
@@ -709,6 +743,20 @@ def _emit(result: dict[str, Any], table: Any, format: Format, output: Path | Non
         sys.stdout.write(text + "\n")
     else:
         table(result)
+
+
+def _pages(output: Path, contents: dict[str, bytes]) -> None:
+    from planner.report import write_contents
+
+    write_contents(output, contents)
+
+
+def _command() -> str:
+    """Return the command that was given, without what it does not depend on."""
+    words = sys.argv[1:]
+    for option in ("--output", "--format"):
+        words = [w for i, w in enumerate(words) if option not in (w.partition("=")[0], words[i - 1] if i else "")]
+    return shlex.join(["tierwise", *words])
 
 
 def _precision(name: str) -> Literal["bf16", "fp8"]:

@@ -22,11 +22,13 @@ from scipy.spatial import cKDTree
 from calibration.fit import rising_median
 from calibration.profiles import load_profile
 from calibration.readers import VIDUR_MODELS, VIDUR_NODES, read_table, read_vidur_allreduce, read_vidur_layers
-from calibration.validate import ACCELERATORS, error_summary, measured_steps, plot_steps, predict_steps, summarise
+from calibration.validate import ACCELERATORS, error_summary, measured_steps, predict_steps, summarise
 from theory.catalog import accelerator
 from theory.latency import Efficiency, gemm_time
 from theory.specs import Accelerator
 from theory.work import layer_gemms
+from tierwise.figures import validation
+from tierwise.figures.picture import draw
 
 Array = NDArray[np.float64]
 
@@ -59,7 +61,7 @@ def main(data: Path) -> dict[str, Any]:
             result["floors"][f"{device} {phase}"] = {
                 label: error_summary(time[rows], steps.loc[rows, "measured"])["mape"] for label, time in floors.items()
             }
-        plot_steps(steps, HERE / f"{device}.png", f"{device}: models the profile was fitted on")
+        draw(validation.steps(steps), HERE / f"{device}.png")
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (HERE / "README.md").write_text(readme(result), encoding="utf-8")
     return result

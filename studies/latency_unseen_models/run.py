@@ -18,8 +18,10 @@ import pandas as pd
 
 from calibration.fit import fit_profile
 from calibration.readers import read_vidur, select
-from calibration.validate import ACCELERATORS, measured_steps, plot_steps, predict_steps, summarise
+from calibration.validate import ACCELERATORS, measured_steps, predict_steps, summarise
 from theory.catalog import accelerator
+from tierwise.figures import validation
+from tierwise.figures.picture import draw
 
 HERE = Path(__file__).parent
 SEEN = "Llama-2-7b-hf"
@@ -71,7 +73,7 @@ def main(data: Path, quick: bool) -> dict[str, Any]:
             "by_group": [dict(zip(("model", "tp", "phase"), k, strict=True)) | summarise(g) for k, g in groups],
         }
         if not quick:
-            plot_steps(unseen, HERE / f"{device}.png", f"{device}: models that were not fitted")
+            draw(validation.steps(unseen), HERE / f"{device}.png")
     if not quick:
         (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (HERE / "README.md").write_text(readme(result), encoding="utf-8")

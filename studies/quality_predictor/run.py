@@ -22,7 +22,9 @@ import numpy as np
 from calibration.predictor import folds_of, report
 from calibration.quality_features import Known, pool, read_known
 from calibration.quality_readers import DEFAULT_TIERS, Samples, read_quality
-from calibration.quality_validation import by_state, plot_reliability, prefixes, validate_group
+from calibration.quality_validation import DRAWN, by_state, prefixes, validate_group
+from tierwise.figures import validation
+from tierwise.figures.picture import draw
 
 HERE = Path(__file__).parent
 ZELLINGER, GSM8K, ROBUST = "zellinger_cascades.csv.gz", "gsm8k_tiers.csv.gz", "gsm8k_robust_abel.csv.gz"
@@ -331,7 +333,8 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(readme(result), encoding="utf-8")
-        plot_reliability({"by_group": result["by_group"][:6]}, folder / "reliability.png")  # the usual tiers
+        usual = {"by_group": result["by_group"][:6]}  # the usual tiers
+        draw(validation.reliability(usual, DRAWN), folder / "reliability.png")
     return 0 if arguments.quick or result["verdicts"] == EXPECTED else 1
 
 

@@ -24,13 +24,15 @@ import pandas as pd
 from calibration.engines import FILE, TIMES, EngineTimes, fit_times
 from calibration.profiles import serving_profile
 from calibration.readers import read_aiconfigurator
-from calibration.serving import Prediction, ServingPoint, compare, plot_points, read_serving, summaries
+from calibration.serving import Prediction, ServingPoint, compare, read_serving, summaries
 from calibration.validate import error_summary
 from planner.serving import kernel_table, predict_point
 from simulator.engine import StepTable
 from theory.catalog import accelerator, model
 from theory.latency import gemm_time
 from theory.work import layer_gemms
+from tierwise.figures import validation
+from tierwise.figures.picture import draw
 
 HERE = Path(__file__).parent
 BARS = {"tpot": 0.06, "ttft": 0.20, "ttft without full front ends": 0.12, "tpot, nothing fitted": 0.08}  # MAPE [-]
@@ -158,7 +160,7 @@ def main(data: Path, write: bool) -> bool:
         "law_against_tables": law_against_tables(data),
         "worst": worst(rows),
     }
-    plot_points(rows, HERE / "points.png", "Serving points of a model (or degree) that was not fitted on")
+    draw(validation.serving(rows), HERE / "points.png")
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     reached = {
         "tpot": result["left_out"]["tpot"]["mape"],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tierwise.style import LIGHT, Palette, files_of, style
+from tierwise.style import LIGHT, Palette, files_of, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +42,12 @@ def files(pictures: Iterable[Picture]) -> dict[str, bytes]:
             if p.figure is not None
             for kind, data in files_of(p.figure).items()
         }
+
+
+def draw(picture: Picture, path: Path) -> list[Path]:
+    """Write the figure of a picture beside ``path`` as .svg and .png and return both; nothing if it has none."""
+    with style():
+        return save(picture.figure, path) if picture.figure is not None else []
 
 
 def apart(values: Sequence[float], least: float) -> list[bool]:

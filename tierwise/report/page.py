@@ -161,10 +161,18 @@ def signed(value: float | None) -> str:
 
 
 def span(ends: Sequence[float | None] | None, form: Callable[[float | None], str]) -> str:
-    """Return an interval in words, "unknown" where an end is."""
+    """Return an interval in words, its unit once; "interval unknown" where an end is.
+
+    Examples
+    --------
+    >>> span([0.0144, 0.016], seconds), span([0.999, 1.02], seconds)
+    ('14.4 to 16.0 ms', '999 ms to 1.02 s')
+    """
     if ends is None or ends[0] is None or ends[1] is None:
         return "interval unknown"
-    return f"{form(ends[0])} to {form(ends[1])}"
+    low, high = form(ends[0]), form(ends[1])
+    unit = high.partition(" ")[2]
+    return f"{low.removesuffix(f' {unit}') if unit else low} to {high}"
 
 
 def upper_first(text: str) -> str:

@@ -126,8 +126,8 @@ def _headline(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]
     gpus = f"{amount(predicted['usd_per_hour'])} USD an hour"
     cards = [
         {
-            "name": "GPUs",
-            "value": f"{predicted['gpus']} x {result['plan']['accelerator']}",
+            "name": f"GPUs, {result['plan']['accelerator']}",
+            "value": str(predicted["gpus"]),
             "lines": [{"kind": "predicted", "text": gpus}],
             "tags": ["given price"],
         }
@@ -139,7 +139,7 @@ def _headline(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]
             continue
         lines = [{"kind": "predicted", "text": f"{form(value)} predicted"}]
         if found is not None:
-            lines.insert(0, {"kind": "simulated", "text": f"{span(_interval(seen, where), form)} (95 %)"})
+            lines.insert(0, {"kind": "simulated", "text": f"{span(_interval(seen, where), form)} simulated"})
         if name in limits:
             lines.append({"kind": "limit", "text": limits[name]})
         shown = form(value if found is None else found)
@@ -168,8 +168,8 @@ def _limits(result: dict[str, Any], scenario: Scenario) -> dict[str, str]:
 
 def _tiers(result: dict[str, Any]) -> Table:
     columns = ("tier", "model", "draft", "GPUs", "replicas x TP", "runs for", "answers", "requests/s each", "batch")
-    columns = (*columns, "acceptance", "KV tokens")
     predicted = {t["name"]: t for t in result["predicted"]["tiers"]}
+    several = len({t["accelerator"] for t in result["plan"]["tiers"]}) > 1
     rows = []
     for t in result["plan"]["tiers"]:
         alpha = NOTHING
@@ -180,7 +180,7 @@ def _tiers(result: dict[str, Any]) -> Table:
                 t["name"],
                 f"{t['model']} {t['precision']}",
                 t["draft"] or "none",
-                f"{t['gpus']} x {t['accelerator']}",
+                f"{t['gpus']} x {t['accelerator']}" if several else str(t["gpus"]),
                 f"{t['replicas']} x {t['tp']}",
                 percent(t["share"]),
                 percent(t["stop_fraction"]),
@@ -190,7 +190,12 @@ def _tiers(result: dict[str, Any]) -> Table:
                 amount(t["kv_tokens"]),
             )
         )
-    return Table(columns, rows, words=4, caption="Acceptance per drafted token with its interval; batch: the mean.")
+    return Table(
+        (*columns, "acceptance", "KV tokens"),
+        rows,
+        words=3,
+        caption="Acceptance per drafted token with its interval; batch: the mean.",
+    )
 
 
 def _compared(result: dict[str, Any], scenario: Scenario) -> Table:
@@ -227,7 +232,7 @@ def _frontier(result: dict[str, Any]) -> Table:
         cells = (" + ".join(r["tiers"]), str(r["gpus"]), amount(r["usd_per_1000_requests"]))
         rows.append((*cells, percent(r["quality"], 2), best))
     columns = ("plan", "GPUs", "USD per 1000 requests", "quality", "best for lambda [USD]")
-    note = "Plans that no other beats, predicted; set off: cost and quality of this plan."
+    note = "Plans that no other beats, predicted. Set off: the one chosen, whose replicas were settled after."
     return Table(columns, rows, caption=note, marked=marked)
 
 
