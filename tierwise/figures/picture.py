@@ -87,7 +87,7 @@ def identity(axes: Axes, values: Sequence[float], palette: Palette, band: float 
     axes.fill_between(ends, [(1 - band) * e for e in ends], [(1 + band) * e for e in ends], color=palette.line, lw=0)
     axes.plot(ends, ends, color=palette.soft, lw=0.9)
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-    axes.set_aspect("equal")
+    axes.set_box_aspect(1)
     for axis in (axes.xaxis, axes.yaxis):
         few_ticks(axis, high / low)
 

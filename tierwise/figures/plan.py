@@ -170,7 +170,7 @@ def stops(result: dict[str, Any], palette: Palette) -> Picture:
         ]
         axes.barh(places, predicted, height=0.55, color=palette.predicted, label="predicted")
         axes.errorbar(points, places, xerr=bars, **palette.mark("simulated"), elinewidth=1.4, label="simulated (95 %)")
-        axes.set(xlabel=said, xlim=(0, 109))
+        axes.set(xlabel=said, xlim=(0, 109), ylim=(-0.6, len(tiers) - 0.4))
         axes.set_yticks(places, [plain(t["name"]) for t in tiers])
         axes.grid(axis="y", visible=False)
     below(figure, panels[0], 2)
@@ -202,7 +202,11 @@ def rounds(result: dict[str, Any], palette: Palette) -> Picture:
         for r in rows
     ]
     axes.set_yticks(places, [plain(label) for label in labels])
-    axes.set(xlabel="time of a round, decode or draft and verify [ms]", xlim=(0, 1.22 * max(left)))
+    axes.set(
+        xlabel="time of a round, decode or draft and verify [ms]",
+        xlim=(0, 1.22 * max(left)),
+        ylim=(-0.6, len(rows) - 0.4),
+    )
     axes.grid(axis="y", visible=False)
     below(figure, axes, 4)
     caption = (

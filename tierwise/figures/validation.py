@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_GROUPS = 40  # drawn in one figure of errors [-]
+LABEL = 44  # characters of the name of a group in a figure [-]
 MARKERS = ("D", "o", "s", "^", "v")
 
 
@@ -58,7 +59,7 @@ def scatter(name: str, title: str, comparisons: Sequence[Comparison], palette: P
                 panels[0][0].plot([], [], marker, color=colour, mfc="none", ms=4.5, label=label)
                 axes.plot(s.measured, s.predicted, marker, color=colour, mfc="none", ms=4.5, mew=0.9, **faint)
                 drawn.add(s.name)
-            axes.set_title(plain(c.title))
+            axes.text(0.03, 0.97, plain(c.title), transform=axes.transAxes, va="top", weight="bold")
             axes.set(xlabel=f"measured {c.quantity}", ylabel=f"predicted {c.quantity}")
         below(figure, panels[0][0], 3)
     return Picture(
@@ -81,6 +82,7 @@ def errors(
     shown = known[:MOST_GROUPS]
     with style(palette):
         figure, axes = canvas(size=(WIDTH, 1.2 + 0.24 * len(shown)))
+        names = [f"{shortened(', '.join(str(r[k]) for k in keys if r[k] != ''))} (n {int(r['n'])})" for r in shown]
         places = list(range(len(shown)))[::-1]
         sizes = [100 * r["mape"] for r in shown]
         axes.barh(places, sizes, height=0.62, color=palette.line, label="mean absolute error")
@@ -88,7 +90,7 @@ def errors(
         bias = [100 * r["bias"] for r in shown]
         axes.plot(bias, places, **palette.mark("measured"), label="bias (below 0: predicted too little)")
         axes.axvline(0, color=palette.ink, lw=0.8)
-        axes.set_yticks(places, [plain(f"{', '.join(str(r[k]) for k in keys)} (n {int(r['n'])})") for r in shown])
+        axes.set_yticks(places, [plain(name) for name in names])
         axes.set(xlabel="predicted against measured [%]", ylim=(-0.7, len(shown) - 0.3))
         axes.grid(axis="y", visible=False)
         below(figure, axes, 3)
@@ -98,6 +100,20 @@ def errors(
         else ""
     )
     return Picture(name, title, f"Groups in the order of their mean absolute error, the worst first.{left}", figure)
+
+
+def shortened(text: str, most: int = LABEL) -> str:
+    """Return a long name with its middle left out; the table beside the figure has the whole.
+
+    Examples
+    --------
+    >>> shortened("a name of many words", 11)
+    'a nam..ords'
+    """
+    if len(text) <= most:
+        return text
+    kept = most - 2
+    return f"{text[: kept - kept // 2]}..{text[len(text) - kept // 2 :]}"
 
 
 def steps(table: pd.DataFrame, name: str = "scatter", palette: Palette = LIGHT) -> Picture:

@@ -127,7 +127,7 @@ def amount(value: float | None, digits: int = 3) -> str:
     size = abs(value)
     if size >= 10**digits:
         return f"{value:,.0f}"
-    if size < 1e-4:
+    if size < 1e-6:
         return f"{value:.{digits - 1}e}"
     places = digits - 1
     while size < 1:
@@ -157,7 +157,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def signed(value: float | None) -> str:
     """Return an error with its sign, in percent."""
-    return NOTHING if value is None else f"{100 * value:+.1f} %"
+    return NOTHING if value is None else f"{100 * value + 0.0:+.1f} %".replace("-0.0 %", "+0.0 %")
 
 
 def span(ends: Sequence[float | None] | None, form: Callable[[float | None], str]) -> str:

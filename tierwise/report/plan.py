@@ -256,8 +256,8 @@ def _changes(result: dict[str, Any]) -> Table:
     for r in result["changes"]:
         unit = "" if r["unit"] == "-" else f" {r['unit']}"
         if r["to"] is None:
-            tried = "any value" if r["tried_to"] == r["from"] else f"tried to {amount(r['tried_to'])}"
-            rows.append((r["key"], f"{amount(r['from'])}{unit}", "never", NOTHING, NOTHING, tried))
+            tried = "at any value" if r["tried_to"] == r["from"] else f"tried to {amount(r['tried_to'])}"
+            rows.append((r["key"], f"{amount(r['from'])}{unit}", f"never, {tried}", NOTHING, NOTHING, NOTHING))
             continue
         plan = r["plan"]
         then = ("nothing is feasible", NOTHING, NOTHING)
@@ -313,7 +313,7 @@ def _trust(result: dict[str, Any], scenario: Scenario) -> Table:
     low, high = result["predicted"]["tpot_interval_s"]
     rows = [
         ("step times", source["step_time"], f"profile {source['profile']}: {source['profile_source']}"),
-        ("mean TPOT", "predicted", f"{seconds(low)} to {seconds(high)} ({result['predicted']['interval_level']:.0%})"),
+        ("mean TPOT", "predicted", f"{span([low, high], seconds)} ({result['predicted']['interval_level']:.0%})"),
     ]
     for t in result["plan"]["tiers"]:
         if t["draft"]:
