@@ -6,7 +6,7 @@ from typing import Any
 
 from tierwise.style import LIGHT, SMALL, WIDTH, Palette, canvas, plain
 
-from .picture import Picture, below, drawn
+from .picture import Picture, below, drawn, few_ticks
 
 
 def pictures(result: dict[str, Any], palette: Palette = LIGHT) -> list[Picture]:
@@ -41,9 +41,10 @@ def curve(result: dict[str, Any], palette: Palette) -> Picture:
             color=palette.good,
             arrowprops={"arrowstyle": "-", "color": palette.good, "lw": 0.5},
         )
-    top.set(ylabel="speed-up [-]", xscale="log", ylim=(min(0.0, *low), None))
+    top.set(ylabel="speed-up [-]", xscale="log", ylim=(min(0.9, *low) - 0.05, None))
     bottom.step(size, [row["draft_length"] for row in rows], where="mid", **palette.mark("predicted"))
-    bottom.set(xlabel="draft parameters [-]", ylabel="draft length\n[tokens]", ylim=(0, None))
+    bottom.set(xlabel="draft parameters [million]", ylabel="draft length\n[tokens]", ylim=(0, None))
+    few_ticks(bottom.xaxis, unit=1e6)
     bottom.yaxis.get_major_locator().set_params(integer=True)
     below(figure, top, 2)
     where = "at the cost of its FLOPs"

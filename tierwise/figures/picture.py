@@ -92,11 +92,11 @@ def identity(axes: Axes, values: Sequence[float], palette: Palette, band: float 
         few_ticks(axis, high / low)
 
 
-def few_ticks(axis: Any, spread: float = 100.0) -> None:
-    """Write the ticks of a logarithmic axis as plain numbers, few of them."""
+def few_ticks(axis: Any, spread: float = 100.0, unit: float = 1.0) -> None:
+    """Write the ticks of a logarithmic axis as plain numbers in a unit, few of them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     steps = (1.0, 2.0, 5.0) if spread < 200 else (1.0,)
     axis.set_major_locator(LogLocator(subs=steps, numticks=9))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -82,7 +82,7 @@ def errors(
     shown = known[:MOST_GROUPS]
     with style(palette):
         figure, axes = canvas(size=(WIDTH, 1.2 + 0.24 * len(shown)))
-        names = [f"{shortened(', '.join(str(r[k]) for k in keys if r[k] != ''))} (n {int(r['n'])})" for r in shown]
+        names = [f"{shortened(_group(r, keys))} (n {int(r['n'])})" for r in shown]
         places = list(range(len(shown)))[::-1]
         sizes = [100 * r["mape"] for r in shown]
         axes.barh(places, sizes, height=0.62, color=palette.line, label="mean absolute error")
@@ -100,6 +100,11 @@ def errors(
         else ""
     )
     return Picture(name, title, f"Groups in the order of their mean absolute error, the worst first.{left}", figure)
+
+
+def _group(row: dict[str, Any], keys: Sequence[str]) -> str:
+    """Return the name of a group: its texts as they are, its numbers with what they count."""
+    return ", ".join(row[k] if isinstance(row[k], str) else f"{k} {row[k]}" for k in keys if row[k] != "")
 
 
 def shortened(text: str, most: int = LABEL) -> str:
