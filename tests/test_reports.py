@@ -222,7 +222,7 @@ def test_a_plan_without_its_curves_says_so(plan: Planned) -> None:
 
 @pytest.mark.parametrize("rate", [2.0, 60.0], ids=["steady", "overloaded"])
 def test_the_report_of_a_simulation(rate: float, tmp_path: Path) -> None:
-    tier = {"name": "<i>solo</i>", "tp": 1, "replicas": 1}
+    tier = {"tier": "<i>solo</i>", "tp": 1, "replicas": 1}
     own = ONE | {"traffic": SHORT | LENGTHS | {"rate": rate}, "deployment": {"tiers": [tier]}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
     found = simulation(*load_scenario(tmp_path / "own.yaml"), None, 0, lambda *_: None, in_detail=True)

@@ -188,7 +188,7 @@ def reliability(result: dict[str, Any], least: int, palette: Palette = LIGHT) ->
                     look = {"marker": marker, "color": colour, "mfc": "none", "ms": 4, "lw": 0.8, "elinewidth": 0.8}
                     axes.errorbar(x, y, chance, capsize=2, label=plain(entry["name"]), **look)
                 axes.set(xlim=(0, 1), ylim=(-0.03, 1.03))
-                axes.legend(loc="lower right" if kind == "right" else "upper left", fontsize=6.5)
+                axes.legend(loc="lower right", fontsize=6.5)
             panels[0, column].set_title(plain(f"{g['name']} (n = {g['n']})"))
             panels[1, column].set_xlabel("predicted [-]")
         panels[0, 0].set_ylabel("share right [-]")

@@ -229,7 +229,10 @@ def live(result: Row, command: str) -> dict[str, bytes]:
         return [validation.Series(n, [r[predicted] for r in k], [r[measured] for r in k]) for n, k in of.items()]
 
     said = {True: "holds", False: "missed", None: "not judged"}
-    verdicts = [(v["bar"], said[v["holds"]], amount(v["reached"]), amount(v["limit"])) for v in result["verdicts"]]
+    verdicts = [
+        (v["bar"], said[v["holds"]], NOTHING if v["limit"] is None else amount(v["reached"]), amount(v["limit"]))
+        for v in result["verdicts"]
+    ]
     gains = [
         (
             f"{r['draft']} for {r['target']}",
