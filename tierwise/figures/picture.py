@@ -96,8 +96,9 @@ def few_ticks(axis: Any, spread: float = 100.0, unit: float = 1.0) -> None:
     """Write the ticks of a logarithmic axis as plain numbers in a unit, few of them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    steps = (1.0, 2.0, 5.0) if spread < 200 else (1.0,)
-    steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if spread < 8 else steps
+    steps = [1.0]
+    if spread < 200:
+        steps = [1.0, 2.0, 5.0] if spread >= 8 else [1.0, 1.5, 2.0, 3.0, 5.0, 7.0]
     axis.set_major_locator(LogLocator(subs=steps, numticks=9))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
     axis.set_minor_formatter(NullFormatter())
