@@ -178,33 +178,3 @@ def save_predictors(csv: Path, folder: Path, tiers: Sequence[str] | None = None,
             notes = {"file": Path(csv).name, "group": samples.name, "prompts": len(samples.correct), "seed": seed}
             save(trained, folders[-1], state_names(known, ran, samples.tiers), notes | {"ran": samples.tiers[:count]})
     return folders
-
-
-def plot_reliability(result: dict[str, Any], path: Path) -> None:
-    """Draw the reliability of each group: P(right) above, P(rescue) below; bins of a few prompts are left out."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    groups = result["by_group"]
-    figure, axes = plt.subplots(
-        2, len(groups), figsize=(3.1 * max(len(groups), 2) + 0.6, 6.2), squeeze=False, layout="constrained", sharex=True
-    )
-    for column, g in enumerate(groups):
-        for row, kind in enumerate(("right", "rescue")):
-            axis = axes[row, column]
-            axis.plot((0, 1), (0, 1), color="0.6", lw=1)
-            for entry in g[kind]:
-                each = [b for b in entry["reliability"] if b["n"] >= DRAWN]
-                x, y, n = (np.array([b[k] for b in each]) for k in ("predicted", "observed", "n"))
-                bar = 1.96 * np.sqrt(x * (1 - x) / n)  # of chance, were the prediction true
-                axis.errorbar(x, y, bar, fmt="o-", ms=3, lw=0.8, elinewidth=0.7, label=entry["name"])
-            axis.set(xlim=(0, 1), ylim=(-0.03, 1.03))
-            axis.legend(fontsize=6, loc="lower right" if kind == "right" else "upper left")
-        axes[0, column].set_title(f"{g['name']} (n = {g['n']})", fontsize=9)
-        axes[1, column].set_xlabel("predicted [-]")
-    axes[0, 0].set_ylabel("share right [-]")
-    axes[1, 0].set_ylabel("share rescued [-]")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

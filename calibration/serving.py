@@ -354,36 +354,3 @@ def summaries(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
 def _worst(rows: pd.DataFrame) -> list[dict[str, Any]]:
     order = rows["tpot_error"].abs().sort_values(ascending=False).index[:WORST]
     return [{str(k): v for k, v in row.items()} for row in rows.loc[order].to_dict("records")]
-
-
-def plot_points(rows: pd.DataFrame, path: Path, title: str = "") -> None:
-    """Write predicted against measured TPOT and TTFT as a picture, points that are set apart drawn hollow."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5), constrained_layout=True)
-    kept = rows[rows["apart"] != "suspect"]
-    for axis, name in zip(axes, ("tpot", "ttft"), strict=True):
-        for i, (key, part) in enumerate(kept.groupby(["model", "system", "backend"])):
-            shape = {
-                "marker": "osv^D"[i % 5],
-                "markersize": 4,
-                "linestyle": "none",
-                "alpha": 0.7,
-                "color": f"C{i % 10}",
-            }
-            for apart, points in part.groupby("apart"):
-                face = {"fillstyle": "none"} if apart else {"label": ", ".join(map(str, key))}
-                axis.loglog(points[f"{name}_s"] * 1e3, points[f"{name}_predicted_s"] * 1e3, **shape, **face)
-        ends = [kept[f"{name}_s"].min() * 1e3, kept[f"{name}_s"].max() * 1e3]
-        axis.loglog(ends, ends, "k-", linewidth=0.8)
-        said = error_summary(kept[f"{name}_predicted_s"], kept[f"{name}_s"])
-        axis.set_title(f"{name.upper()}: MAPE {said['mape']:.1%}, bias {said['bias']:+.1%}, n {said['n']}")
-        axis.set_xlabel(f"measured mean {name.upper()} [ms]")
-        axis.set_ylabel(f"predicted mean {name.upper()} [ms]")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

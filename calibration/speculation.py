@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -341,12 +341,8 @@ def validate_speculation(csv: str | Path, verify: str | Path | None = None) -> d
     InputError
         If a file is missing, lacks a column, or holds a value that no measurement has.
     """
-    path = Path(csv)
-    table = read_published(path)
-    beside = path.with_name(VERIFY_FILE)
-    times = read_verify(Path(verify) if verify else beside) if verify or beside.is_file() else _no_verify_times()
-    timed, untimed = time_model(table, times)
-    lengths, unmeasured = length_model(table)
+    found = predictions(csv, verify)
+    table, timed, lengths = found.table, found.timed, found.lengths
     bases = {MEASURED: "measured", ONE_STEP: "one_step"}
     return {
         "time_model": _summary(timed)
@@ -355,9 +351,28 @@ def validate_speculation(csv: str | Path, verify: str | Path | None = None) -> d
         "length_identity": _identity(table),
         "by_group": [*_groups("time", timed, table), *_groups("length", lengths, table)],
         "worst": _worst(table, time=timed, length=lengths),
-        "skipped": {"time_model": _reasons(untimed), "length_model": _reasons(unmeasured)},
+        "skipped": {"time_model": _reasons(found.untimed), "length_model": _reasons(found.unmeasured)},
         "rows": len(table),
     }
+
+
+class Predictions(NamedTuple):
+    """The rows of a file as the two models predict them."""
+
+    table: pd.DataFrame
+    timed: list[Prediction]  # speed-up by the time model [-]
+    untimed: dict[int, str]  # lines left out of it, and why
+    lengths: list[Prediction]  # tokens per round by the length model [tokens]
+    unmeasured: dict[int, str]  # lines left out of it, and why
+
+
+def predictions(csv: str | Path, verify: str | Path | None = None) -> Predictions:
+    """Return every row that qualifies for a model, predicted; arguments and errors of :func:`validate_speculation`."""
+    path = Path(csv)
+    table = read_published(path)
+    beside = path.with_name(VERIFY_FILE)
+    times = read_verify(Path(verify) if verify else beside) if verify or beside.is_file() else _no_verify_times()
+    return Predictions(table, *time_model(table, times), *length_model(table))
 
 
 def _no_verify_times() -> pd.DataFrame:

@@ -285,6 +285,30 @@ def validate_steps(path: Path, profile: str | Path | Profile, mode: str | None =
         If the file is not one of measurements, the profile is of another machine that is not in the catalog, or it was
         fitted on every row there is.
     """
+    steps, chosen, left_out = unseen_steps(path, profile, mode)
+    noise = (steps["high_s"] - steps["low_s"]) / 2 / steps["median_s"]
+    groups = steps.groupby(["model", "tp", "phase"], sort=True)
+    return {
+        "steps": summarise(steps),
+        "by_group": [dict(zip(("model", "tp", "phase"), k, strict=True)) | summarise(g) for k, g in groups],
+        "worst": worst_rows(steps),
+        "profile": {"name": chosen.name, "provenance": chosen.provenance, "rows": chosen.rows},
+        "mode": str(steps["mode"].iloc[0]),
+        "left_out": left_out,
+        "noise": round(float(noise.median()), 4),
+    }
+
+
+def unseen_steps(
+    path: Path, profile: str | Path | Profile, mode: str | None = None
+) -> tuple[pd.DataFrame, Profile, int]:
+    """Return the measured steps that ``profile`` was not fitted on, predicted; the profile; how many rows it has seen.
+
+    Raises
+    ------
+    InputError
+        As :func:`validate_steps`.
+    """
     found = read_measurements(path)
     chosen = _for_machine(profile if isinstance(profile, Profile) else load_profile(profile), found.accelerator)
     own = chosen.engine.removeprefix("transformers ")
@@ -301,17 +325,7 @@ def validate_steps(path: Path, profile: str | Path | Profile, mode: str | None =
     points = [point_of(r) for r in test.to_dict("records")]
     steps = pd.concat([test, predict_points(found, points, chosen)], axis=1)
     steps = steps.assign(measured=steps["median_s"], tokens=[p.batch * p.new for p in points])
-    noise = (test["high_s"] - test["low_s"]) / 2 / test["median_s"]
-    groups = steps.groupby(["model", "tp", "phase"], sort=True)
-    return {
-        "steps": summarise(steps),
-        "by_group": [dict(zip(("model", "tp", "phase"), k, strict=True)) | summarise(g) for k, g in groups],
-        "worst": worst_rows(steps),
-        "profile": {"name": chosen.name, "provenance": chosen.provenance, "rows": chosen.rows},
-        "mode": points[0].mode,
-        "left_out": int(seen.sum()),
-        "noise": round(float(noise.median()), 4),
-    }
+    return steps, chosen, int(seen.sum())
 
 
 def _for_machine(profile: Profile, machine: Accelerator) -> Profile:

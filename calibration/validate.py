@@ -263,27 +263,3 @@ def worst_rows(steps: pd.DataFrame) -> list[dict[str, Any]]:
     rows = steps.assign(error=error).loc[error.abs().sort_values(ascending=False).index[:WORST]]
     columns = ["model", "tp", "phase", "batch", "context", "tokens", "measured", "predicted", "error"]
     return [{str(k): v for k, v in row.items()} for row in rows[columns].to_dict("records")]
-
-
-def plot_steps(steps: pd.DataFrame, path: Path, title: str = "") -> None:
-    """Write predicted against measured step times as a picture, both in milliseconds."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5), constrained_layout=True)
-    for axis, phase in zip(axes, ("decode", "prefill"), strict=True):
-        part = steps[steps["phase"] == phase]
-        for tp, rows in part.groupby("tp"):
-            axis.loglog(rows["measured"] * 1e3, rows["predicted"] * 1e3, ".", label=f"TP {tp}", alpha=0.7)
-        ends = [part["measured"].min() * 1e3, part["measured"].max() * 1e3]
-        axis.loglog(ends, ends, "k-", linewidth=0.8)
-        summary = error_summary(part["predicted"], part["measured"])
-        axis.set_title(f"{phase}: MAPE {summary['mape']:.1%}, bias {summary['bias']:+.1%}, n {summary['n']}")
-        axis.set_xlabel("measured step [ms]")
-        axis.set_ylabel("predicted step [ms]")
-        axis.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -631,47 +630,3 @@ def _schedule(costs: Costs, draft: Transformer, alpha: float, largest: int) -> d
 def _dimensions(model: Transformer) -> dict[str, Any]:
     names = ("name", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "tied")
     return {**{name: getattr(model, name) for name in names}, "parameters": parameters(model)}
-
-
-# --- plot ------------------------------------------------------------------------------------------------------------
-
-
-def plot_draft(plan: dict[str, Any], path: Path) -> None:
-    """Write the curve of :func:`draft_plan` as PNG: speed-up with its interval over draft sizes, lengths below."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = plan["curve"]
-    size = [row["draft_params"] for row in rows]
-    low, high = zip(*(row["speedup_interval"] for row in rows), strict=True)
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(7, 5.5), layout="constrained", sharex=True, height_ratios=(3, 1)
-    )
-    top.fill_between(
-        size, low, high, alpha=0.2, color="tab:blue", label=f"{plan['interval_level']:.0%} of the acceptance"
-    )
-    top.plot(size, [row["speedup"] for row in rows], color="tab:blue", label="speed-up at the best draft length")
-    top.axhline(1.0, color="black", lw=0.8)
-    label = f"best: {plan['draft_params'] / 1e6:.0f} M, {plan['draft_length']} tokens, {plan['speedup']:.2f} x"
-    top.plot(plan["draft_params"], plan["speedup"], "o", color="tab:red", label=label)
-    for i, near in enumerate(plan["nearest_models"]):
-        at = (near["draft_params"], near["speedup"])
-        top.plot(*at, "x", color="tab:green")
-        top.annotate(near["model"], at, (4, -11 - 10 * i), textcoords="offset points", fontsize=7, color="tab:green")
-    top.set(ylabel="speed-up [-]", xscale="log", title=_title(plan))
-    top.legend(frameon=False, fontsize=8)
-    bottom.step(size, [row["draft_length"] for row in rows], where="mid", color="tab:gray")
-    bottom.set(xlabel="draft parameters [-]", ylabel="draft length [tokens]")
-    for axis in (top, bottom):
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _title(plan: dict[str, Any]) -> str:
-    where = "FLOP cost"
-    if plan["cost"] == "hardware":
-        where = f"{plan['tp']} x {plan['accelerator']}, batch {plan['batch']}, context {plan['context_tokens']:.0f}"
-    return f"Draft for a target of {plan['target_params'] / 1e9:.3g} B parameters, {where}"

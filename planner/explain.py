@@ -225,24 +225,18 @@ def binding(problem: Problem, space: Space, candidate: Candidate, used: Array) -
     }
 
 
-def sentences(problem: Problem, result: dict[str, Any]) -> list[str]:
-    """Return the plan in sentences: what to run, against what, what binds, lambda, speculation, what would change."""
-    return [
-        _deployment(result),
-        *_stop(result),
-        *_today(result),
-        *_against(result),
-        _money(result["predicted"]),
-        _binding(result["binding"]),
-        _simulated(result["selection"]),
-        *_lambda(result),
-        *_speculation(result),
-        *_concurrency(result),
-        *_changes(result),
-        *_tipping(result),
-        *_agreement(result),
-        *_trust(problem, result),
-    ]
+def paragraphs(problem: Problem, result: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the plan in sentences by subject: what to run, against what, what binds, lambda, what would change it."""
+    return {
+        "deployment": [_deployment(result), *_stop(result)],
+        "comparison": [*_today(result), *_against(result)],
+        "cost": [_money(result["predicted"])],
+        "binding": [_binding(result["binding"]), _simulated(result["selection"])],
+        "lambda": _lambda(result),
+        "speculation": [*_speculation(result), *_concurrency(result)],
+        "changes": [*_changes(result), *_tipping(result)],
+        "trust": [*_agreement(result), *_trust(problem, result)],
+    }
 
 
 def _deployment(result: dict[str, Any]) -> str:

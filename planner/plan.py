@@ -15,6 +15,7 @@ from theory.errors import InfeasibleError, require
 from . import explain
 from .build import Problem, joined_names, resolve
 from .crossover import crossover
+from .curves import curves
 from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario
 from .search import Candidate, Group, Search, best_of, quality_floor, refine, single
@@ -106,6 +107,7 @@ def plan_scenario(
         "lambda": (price := _price(problem, chosen, vertices, search.floor)),
         "load_prices": _load_prices(search, chosen, price["value"]),
         "speculation": _speculation(problem, space, chosen),
+        "curves": curves(problem, space, chosen),
         "binding": explain.binding(problem, space, chosen, search.used(chosen)),
         "sensitivity": _sensitivity(search, chosen, candidates, progress),
         "changes": _changes(search, chosen, candidates, progress),
@@ -125,7 +127,8 @@ def plan_scenario(
             "seed": used_seed,
         },
     }
-    result["explanation"] = explain.sentences(problem, result)
+    said = explain.paragraphs(problem, result)
+    result |= {"paragraphs": said, "explanation": [sentence for of in said.values() for sentence in of]}
     result["wall_s"] = time.perf_counter() - start
     return result
 

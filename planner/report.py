@@ -1,4 +1,4 @@
-"""A plan or a simulation on disk: JSON, tables and a picture. Files are written whole or not at all."""
+"""A plan or a simulation on disk: JSON, tables, what to run. Files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ from .launch import launch_files, resolved
 from .requests import RequestFormat, write_requests
 from .scenario import Scenario
 from .simulate import Simulation
-from .sweep import sweep_csv, sweep_png
-from .timeline import draw
+from .sweep import sweep_csv
+
+Contents = Mapping[str, bytes]  # of files, by name
+
+NOTHING: Contents = {}
 
 
-def write_report(result: dict[str, Any], folder: Path, scenario: Scenario, start: Path) -> list[Path]:
-    """Write plan.json, frontier.csv, frontier.png and the files to run into ``folder`` and return their paths.
+def write_report(
+    result: dict[str, Any], folder: Path, scenario: Scenario, start: Path, pages: Contents = NOTHING
+) -> list[Path]:
+    """Write plan.json, frontier.csv and the files to run into ``folder`` and return their paths.
 
     The files depend on the scenario and the seed alone: the time the planner took is left out. Those to run are
     launch-TIER.sh, bench.sh, policy.json and scenario.yaml (:mod:`planner.launch`).
@@ -31,6 +36,8 @@ def write_report(result: dict[str, Any], folder: Path, scenario: Scenario, start
     ----------
     start : Path
         Where relative paths of the scenario start.
+    pages : mapping
+        Pictures and pages to write with them.
 
     Raises
     ------
@@ -41,10 +48,10 @@ def write_report(result: dict[str, Any], folder: Path, scenario: Scenario, start
     contents = {
         "plan.json": (json.dumps(stable, indent=2, allow_nan=False) + "\n").encode(),
         "frontier.csv": _csv(result["frontier"]).encode(),
-        "frontier.png": _png(result),
+        **pages,
         **{name: text.encode() for name, text in launch_files(result, scenario, start, folder).items()},
     }
-    return write_files(folder, {name: _of(content) for name, content in contents.items()})
+    return write_contents(folder, contents)
 
 
 def write_day(result: dict[str, Any], folder: Path, scenario: Scenario, start: Path) -> list[Path]:
@@ -67,8 +74,8 @@ def write_day(result: dict[str, Any], folder: Path, scenario: Scenario, start: P
     return write_files(folder, {name: _of(content) for name, content in contents.items()})
 
 
-def write_sweep(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Write sweep.json, sweep.csv and sweep.png; return their paths. Finished points stay in sweep.jsonl.
+def write_sweep(result: dict[str, Any], folder: Path, pages: Contents = NOTHING) -> list[Path]:
+    """Write sweep.json, sweep.csv and ``pages``; return their paths. Finished points stay in sweep.jsonl.
 
     Raises
     ------
@@ -78,9 +85,9 @@ def write_sweep(result: dict[str, Any], folder: Path) -> list[Path]:
     contents = {
         "sweep.json": (json.dumps(result, indent=2, allow_nan=False) + "\n").encode(),
         "sweep.csv": sweep_csv(result["points"]).encode(),
-        "sweep.png": sweep_png(result["points"], result["scenario"]),
+        **pages,
     }
-    return write_files(folder, {name: _of(content) for name, content in contents.items()})
+    return write_contents(folder, contents)
 
 
 def write_pareto(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -149,22 +156,20 @@ def _pareto_png(result: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def write_simulation(simulation: Simulation, form: RequestFormat, folder: Path) -> list[Path]:
-    """Write simulate.json, requests.csv or .parquet, timeseries.png and timeseries.svg; return their paths.
+def write_simulation(
+    simulation: Simulation, form: RequestFormat, folder: Path, pages: Contents = NOTHING
+) -> list[Path]:
+    """Write simulate.json, requests.csv or .parquet, and ``pages``; return their paths.
 
-    The files depend on the scenario and the seed alone: the time the engine took is left out. The picture shows the
-    first replication, the table all of them.
+    The files depend on the scenario and the seed alone: the time the engine took is left out.
 
     Raises
     ------
     InputError
         If the folder cannot be made or written.
     """
-    result, run = simulation.result, simulation.timeline
-    assert run is not None
-    title = result["scenario"] + (", replication 1" if result["intervals"]["replications"] > 1 else "")
-    stable = {k: v for k, v in result.items() if k != "wall_s"}
-    contents = {"simulate.json": (json.dumps(stable, indent=2, allow_nan=False) + "\n").encode(), **draw(run, title)}
+    stable = {k: v for k, v in simulation.result.items() if k != "wall_s"}
+    contents = {"simulate.json": (json.dumps(stable, indent=2, allow_nan=False) + "\n").encode(), **pages}
     writers = {name: _of(content) for name, content in contents.items()}
     writers[f"requests.{form}"] = lambda path: write_requests(simulation.requests, form, path)
     return write_files(folder, writers)
@@ -172,6 +177,11 @@ def write_simulation(simulation: Simulation, form: RequestFormat, folder: Path) 
 
 def _of(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
+
+
+def write_contents(folder: Path, contents: Contents) -> list[Path]:
+    """Write files whose contents are known, as :func:`write_files`."""
+    return write_files(folder, {name: _of(content) for name, content in contents.items()})
 
 
 def write_files(folder: Path, writers: dict[str, Callable[[Path], object]]) -> list[Path]:
@@ -203,69 +213,3 @@ def _csv(rows: list[dict[str, Any]]) -> str:
         cells = (row["usd_per_1000_requests"], row["quality"], row["gpus"], row["on_hull"], low, high)
         writer.writerow([*cells, "; ".join(row["tiers"])])
     return text.getvalue()
-
-
-def _png(result: dict[str, Any]) -> bytes:
-    """Draw cost against quality: the frontier, the plan predicted and simulated, everything on the top tier."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    blue, orange, grey = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito (2008), safe for colour-blind readers
-    figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
-    rows = [r for r in result["frontier"] if r["quality"] is not None]
-    cost, quality = [r["usd_per_1000_requests"] for r in rows], [r["quality"] for r in rows]
-    hull = [r for r in rows if r["on_hull"]]
-    axes.plot(
-        [r["usd_per_1000_requests"] for r in hull], [r["quality"] for r in hull], color=grey, lw=1, label="concave hull"
-    )
-    axes.plot(cost, quality, "o", color=grey, ms=4, label="plans no other beats")
-    for r in rows:
-        axes.annotate(
-            f"{r['gpus']} GPU" + ("s" if r["gpus"] > 1 else ""),
-            (r["usd_per_1000_requests"], r["quality"]),
-            textcoords="offset points",
-            xytext=(-7, 5),
-            ha="right",
-            fontsize=7,
-            color=grey,
-        )
-    predicted, simulated = result["predicted"], result["simulated"]
-    if predicted["quality"] is not None:
-        axes.plot(
-            predicted["usd_per_1000_requests"],
-            predicted["quality"],
-            "D",
-            color=blue,
-            ms=9,
-            mfc="none",
-            label="this plan, predicted",
-        )
-        low, high = simulated["quality"]["interval"]
-        mean = simulated["quality"]["mean"]
-        axes.errorbar(
-            simulated["cost"]["usd_per_1000_requests"],
-            mean,
-            None if low is None or high is None else [[mean - low], [high - mean]],
-            fmt="s",
-            color=blue,
-            ms=5,
-            capsize=3,
-            label="this plan, simulated (95 %)",
-        )
-    for key, marker in (("plain", "^"), ("speculative", "v")):
-        row = result["baseline"][key]
-        if row is not None and row["predicted"]["quality"] is not None:
-            label = f"{result['baseline']['name']}" + (", with a draft" if key == "speculative" else "")
-            at = row["predicted"]
-            axes.plot(at["usd_per_1000_requests"], at["quality"], marker, color=orange, ms=8, mfc="none", label=label)
-    axes.set_xlabel("cost [USD per 1000 requests]")
-    axes.set_ylabel("quality [share of correct answers]")
-    axes.set_title(f"{result['scenario']}: cost against quality", fontsize=10)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, loc="lower right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": "tierwise"})
-    plt.close(figure)
-    return buffer.getvalue()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from planner.draft import (
     draft_plan,
     hardware_plan,
     nearest_models,
-    plot_draft,
     search_range,
 )
 from planner.predict import DraftModel, round_time
@@ -39,6 +37,7 @@ from theory.shapes import (
 from theory.specs import Accelerator, Transformer
 from theory.speculation import tokens_per_round
 from theory.work import layer_gemms, parameters
+from tierwise.report.draft import files as report_files
 
 PROFILE = Profile(
     "test",
@@ -295,9 +294,10 @@ def test_nearest_models_are_near() -> None:
 
 
 @pytest.mark.parametrize("kind", ["flops", "hardware"])
-def test_plot_is_written(kind: str, plan: dict, tmp_path: Path) -> None:
-    plot_draft(plan if kind == "hardware" else draft_plan(SEVENTY), tmp_path / "draft.png")
-    assert (tmp_path / "draft.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+def test_report_is_written(kind: str, plan: dict) -> None:
+    files = report_files(plan if kind == "hardware" else draft_plan(SEVENTY))
+    assert set(files) == {"report.html", "draft.png", "draft.svg"}
+    assert files["draft.png"][:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_laws_matter() -> None:

@@ -14,8 +14,10 @@ import pytest
 from planner.plan import plan_scenario
 from planner.report import write_report
 from planner.scenario import load_scenario
+from tierwise.report.plan import files as report_files
 
 QUICK = ["traffic.requests=6000", "search.trials=8"]
+FIGURES = ("frontier", "agreement", "stops", "rounds", "schedule", "load")
 TRACE = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces" / "splitwise_conv.csv"
 
 
@@ -80,9 +82,11 @@ def test_prices_of_the_loads_are_at_their_fixed_point(shipped: dict[str, Any]) -
 def test_same_seed_same_bytes(shipped: dict[str, Any], tmp_path: Path) -> None:
     again = planned()
     for name, result in (("a", shipped), ("b", again)):
-        write_report(result, tmp_path / name, *load_scenario(overrides=QUICK))
+        asked, out = load_scenario(overrides=QUICK), tmp_path / name
+        write_report(result, out, *asked, report_files(result, *asked, out))
     files = {f.name for f in (tmp_path / "a").iterdir()}
-    assert {"plan.json", "frontier.csv", "frontier.png", "policy.json", "bench.sh", "scenario.yaml"} < files
+    assert {"plan.json", "frontier.csv", "report.html", "policy.json", "bench.sh", "scenario.yaml"} < files
+    assert {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")} < files
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -174,13 +178,17 @@ def test_conversation_trace(tmp_path: Path) -> None:
 
 
 def test_command_line_writes_the_report(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tierwise", "plan", "--format", "json", "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "tierwise", "plan", "--format", "json"]
     for setting in QUICK:
         command += ["--set", setting]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    for name in ("out", "again"):
+        put = ["--output", str(tmp_path / name)]
+        done = subprocess.run([*command, *put], capture_output=True, text=True, check=True, timeout=240)
     assert json.loads(done.stdout)["feasible"] is True
     assert done.stderr == ""
     files = {f.name for f in (tmp_path / "out").iterdir()}
     launched = {f"launch-{t['name']}.sh" for t in json.loads(done.stdout)["plan"]["tiers"]}
-    written = {"plan.json", "frontier.csv", "frontier.png", "policy.json", "bench.sh", "scenario.yaml"}
-    assert files == written | launched
+    written = {"plan.json", "frontier.csv", "report.html", "policy.json", "bench.sh", "scenario.yaml"}
+    assert files == written | launched | {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")}
+    for file in files:  # two processes, each with its own order of hashes
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file

@@ -33,10 +33,12 @@ from planner.scenario import load_scenario
 from planner.simulate import Simulation, analytic_candidate, deployed, run, simulation
 from simulator.workload import Workload
 from theory.errors import InputError
+from tierwise.figures import picture
+from tierwise.figures.simulation import pictures
 
 ONE_TIER = "deployment.tiers=[{tier: 70b, tp: 8, draft: tinyllama-1.1b, draft_length: 3}]"
 CASCADE = "deployment={lambda_usd: 0.001, tiers: [{tier: 13b, tp: 2}, {tier: 70b, tp: 4, draft: tinyllama-1.1b}]}"
-FILES = ["requests.csv", "simulate.json", "timeseries.png", "timeseries.svg"]
+FILES = ["report.html", "requests.csv", "simulate.json", "timeseries.png", "timeseries.svg"]
 
 
 def silent(what: str, done: int, of: int) -> None: ...
@@ -427,7 +429,7 @@ def test_rolling_quantiles_of_a_known_law() -> None:
 def test_pictures_have_the_same_bytes_and_no_date(overloaded: Simulation) -> None:
     series = overloaded.timeline
     assert series is not None
-    first, again = tl.draw(series, "a run"), tl.draw(series, "a run")
+    first, again = (picture.files(pictures(series)) for _ in range(2))
     assert first == again
     assert sorted(first) == ["timeseries.png", "timeseries.svg"]
     assert b"<dc:date>" not in first["timeseries.svg"]

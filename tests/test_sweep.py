@@ -15,8 +15,10 @@ import pytest
 import planner.sweep as sweeping
 from planner.plan import plan_scenario
 from planner.scenario import load_scenario
-from planner.sweep import grid, notes, parse_axis, sweep, sweep_csv, sweep_png
+from planner.sweep import grid, notes, parse_axis, sweep, sweep_csv
 from theory.errors import InputError
+from tierwise.figures import picture
+from tierwise.figures.sweep import pictures
 
 ONE_TIER = """
 name: one
@@ -156,9 +158,11 @@ def test_another_seed_or_scenario_is_another_point(scenario: Path) -> None:
 def test_lists_and_names_as_values_are_drawn(scenario: Path) -> None:
     rows, _ = sweep(grid([parse_axis("tiers.0.tp=[1],[2]")], scenario), None, silent)
     assert [r["settings"]["tiers.0.tp"] for r in rows] == ["[1]", "[2]"]
-    assert sweep_png(rows, "one").startswith(b"\x89PNG")
-    bad = {"settings": {"a": 1}, "feasible": False, "reason": "none", "price_per_gpu_hour": 2.0}
-    assert sweep_png([bad], "one").startswith(b"\x89PNG")
+    nothing = [{"settings": {"a": 1}, "feasible": False, "reason": "none", "price_per_gpu_hour": 2.0}]
+    for points in (rows, nothing):
+        drawn = picture.files(pictures({"scenario": "one", "points": points}))
+        assert drawn["sweep.png"].startswith(b"\x89PNG")
+        assert set(drawn) == {"sweep.png", "sweep.svg"}
 
 
 def test_a_strange_file_is_refused(scenario: Path, tmp_path: Path) -> None:
@@ -178,7 +182,7 @@ def test_command_line(scenario: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "traffic.rate" in done.stdout
     assert "none: " in done.stdout
-    assert {f.name for f in out.iterdir()} == {"sweep.csv", "sweep.json", "sweep.jsonl", "sweep.png"}
+    assert {f.name for f in out.iterdir()} == {"sweep.csv", "sweep.json", "sweep.jsonl", "sweep.png", "sweep.svg"}
     again = run(*command, "--format", "json")
     assert "4 of 4 points were in" in again.stderr
     told: dict[str, Any] = json.loads(again.stdout)

@@ -15,7 +15,6 @@ from calibration.validate import (
     ACCELERATORS,
     error_summary,
     measured_steps,
-    plot_steps,
     predict_steps,
     validate_kernels,
 )
@@ -31,6 +30,7 @@ from theory.latency import (
     prefill_attention_time,
 )
 from theory.work import layer_gemms
+from tierwise.report.validation import kernels
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "vidur"
 TRUTH = Efficiency(gemm_flops=0.7, reduce_start=1e-5)
@@ -171,10 +171,11 @@ def test_a_missing_table_is_named(folder: Path, tmp_path: Path) -> None:
         validate_kernels(tmp_path, "h100", EXACT)
 
 
-def test_the_plot_is_written(folder: Path, tmp_path: Path) -> None:
+def test_the_report_is_written(folder: Path) -> None:
     steps = predict_steps(measured_steps(folder, "h100"), H100, EXACT)
-    plot_steps(steps, tmp_path / "steps.png", "made up")
-    assert (tmp_path / "steps.png").stat().st_size > 10_000
+    files = kernels(validate_kernels(folder, "h100", EXACT), steps, "tierwise validate kernels")
+    assert set(files) == {"report.html", *(f"kernels{k}.{f}" for k in ("", "-errors") for f in ("png", "svg"))}
+    assert b"made up" in files["report.html"] or EXACT.rows.encode() in files["report.html"]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the Vidur tables are not beside the project")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -172,10 +173,11 @@ def draft(
         profile=profile,
     )
     if output is not None:
-        from planner.draft import plot_draft
+        from planner.report import write_contents
 
-        _folder(output)
-        plot_draft(result, output / "draft.png")
+        from .report import draft as report
+
+        write_contents(output, report.files(result))
     _emit(result, show.draft, format, output, "draft.json")
 
 
@@ -193,7 +195,7 @@ def simulate(
 ) -> None:
     """Simulate a scenario's deployment request by request; without one, the deployment the analytic planner picks.
 
-    With --output: simulate.json, requests.csv, timeseries.png and timeseries.svg.
+    With --output: report.html, simulate.json, requests.csv, timeseries.png and timeseries.svg.
     """
     from planner.replications import usable_cores
     from planner.report import write_simulation
@@ -216,8 +218,10 @@ def simulate(
             in_detail=output is not None,
         )
         if output is not None:
+            from .report.simulation import files
+
             progress("writing", 0, 1)
-            write_simulation(found, requests.value, output)
+            write_simulation(found, requests.value, output, files(found))
     _emit(found.result, show.simulation, format, None, "")
 
 
@@ -247,10 +251,10 @@ def plan(
 ) -> None:
     """Choose tiers, parallelism, replicas, drafts, draft lengths, stop rule and lambda for a scenario.
 
-    With --output: plan.json, frontier.csv, frontier.png, launch-TIER.sh, bench.sh, policy.json and scenario.yaml; with
-    --sweep as well: sweep.json, sweep.csv, sweep.png, and sweep.jsonl, whose finished points are not planned again;
-    with --objectives as well: pareto.json, pareto.csv and pareto.png;
-    with --day as well: day.json, day.csv, day.png and scenario.yaml.
+    With --output: report.html and its figures (.svg, .png), plan.json, frontier.csv, launch-TIER.sh, bench.sh,
+    policy.json and scenario.yaml; with --sweep instead: sweep.json, sweep.csv, sweep.png, sweep.svg, and sweep.jsonl,
+    whose finished points are not planned again; with --objectives instead: pareto.json, pareto.csv and pareto.png;
+    with --day instead: day.json, day.csv, day.png and scenario.yaml.
     """
     from planner.plan import plan_scenario
     from planner.report import write_report
@@ -284,8 +288,11 @@ def plan(
         return
     with _progress() as progress:
         result = plan_scenario(asked, start, seed=seed, progress=progress, means=means)
-    if output is not None:
-        write_report(result, output, asked, start)
+        if output is not None:
+            from .report.plan import files
+
+            progress("writing", 0, 1)
+            write_report(result, output, asked, start, files(result, asked, start, output))
     _emit(result, show.plan, format, None, "")
 
 
@@ -380,9 +387,9 @@ def validate_kernels(
 
     result = validate.validate_kernels(directory, device, profile)
     if output is not None:
-        _folder(output)
-        steps = validate.device_steps(directory, device, profile)
-        validate.plot_steps(steps, output / "kernels.png", f"{result['profile']['name']}, {device}")
+        from .report import validation as report
+
+        _pages(output, report.kernels(result, validate.device_steps(directory, device, profile), _command()))
     _emit(result, show.kernels, format, output, "kernels.json")
 
 
@@ -395,11 +402,16 @@ def validate_steps(
     output: OutputOption = None,
 ) -> None:
     """Predicted against measured steps of models the profile was not fitted on."""
-    from calibration.step_fit import validate_steps as evaluate
+    from calibration import step_fit
 
     from . import show
 
-    _emit(evaluate(csv, profile, mode), show.steps, format, output, "steps.json")
+    result = step_fit.validate_steps(csv, profile, mode)
+    if output is not None:
+        from .report import validation as report
+
+        _pages(output, report.steps(result, step_fit.unseen_steps(csv, profile, mode)[0], _command()))
+    _emit(result, show.steps, format, output, "steps.json")
 
 
 @validate_app.command("speculation")
@@ -409,11 +421,16 @@ def validate_speculation(
     output: OutputOption = None,
 ) -> None:
     """The time model given lengths and step times, and the length model given acceptances, held apart."""
-    from calibration.speculation import validate_speculation as evaluate
+    from calibration import speculation
 
     from . import show
 
-    _emit(evaluate(csv), show.speculation, format, output, "speculation.json")
+    result = speculation.validate_speculation(csv)
+    if output is not None:
+        from .report import validation as report
+
+        _pages(output, report.speculation(result, speculation.predictions(csv), _command()))
+    _emit(result, show.speculation, format, output, "speculation.json")
 
 
 @validate_app.command("serving")
@@ -442,8 +459,9 @@ def validate_serving(
             partial(progress, "predicting"),
         )
     if output is not None:
-        _folder(output)
-        serving.plot_points(rows, output / "serving.png")
+        from .report import validation as report
+
+        _pages(output, report.serving(result, rows, _command()))
         rows.to_csv(output / "serving.csv", index=False)
     _emit(result, show.serving, format, output, "serving.json")
 
@@ -464,7 +482,12 @@ def validate_cascade(
     from . import show
 
     chosen = tuple(name.strip() for name in tiers.split(",")) if tiers else None
-    _emit(evaluate(csv, chosen, seed=seed or 0), show.cascades, format, output, "cascade.json")
+    result = evaluate(csv, chosen, seed=seed or 0)
+    if output is not None:
+        from .report import validation as report
+
+        _pages(output, report.cascade(result, _command()))
+    _emit(result, show.cascades, format, output, "cascade.json")
 
 
 @validate_app.command("quality")
@@ -485,8 +508,9 @@ def validate_quality(
     chosen = tuple(name.strip() for name in tiers.split(",")) if tiers else None
     result = quality.validate_quality(csv, chosen, seed=seed or 0)
     if output is not None:
-        _folder(output)
-        quality.plot_reliability(result, output / "reliability.png")
+        from .report import validation as report
+
+        _pages(output, report.quality(result, quality.DRAWN, _command()))
         quality.save_predictors(csv, output, chosen, seed=seed or 0)
     _emit(result, show.quality, format, output, "quality.json")
 
@@ -519,6 +543,10 @@ def validate_live(
     folder = None if output is None else output / "models"
     with Progress(enabled=sys.stderr.isatty()) as progress:
         result = live.validate_live(size, folder, text, workers, progress)
+    if output is not None:
+        from .report import validation as report
+
+        _pages(output, report.live(result, _command()))
     _emit(result, show.live, format, output, "live.json")
 
 
@@ -681,7 +709,10 @@ def _sweep(
         raise Interrupted(kept) from None
     result = {"scenario": points[0].scenario.name, "points": rows, "notes": notes(rows)}
     if output is not None:
-        write_sweep(result, output)
+        from .figures import picture
+        from .figures.sweep import pictures
+
+        write_sweep(result, output, picture.files(pictures(result)))
     if reused:
         sys.stderr.write(f"tierwise: {reused} of {len(rows)} points were in {output}/sweep.jsonl\n")
     _emit(result, show.sweep, format, None, "")
@@ -738,6 +769,20 @@ def _emit(result: dict[str, Any], table: Any, format: Format, output: Path | Non
         sys.stdout.write(text + "\n")
     else:
         table(result)
+
+
+def _pages(output: Path, contents: dict[str, bytes]) -> None:
+    from planner.report import write_contents
+
+    write_contents(output, contents)
+
+
+def _command() -> str:
+    """Return the command that was given, without what it does not depend on."""
+    words = sys.argv[1:]
+    for option in ("--output", "--format"):
+        words = [w for i, w in enumerate(words) if option not in (w.partition("=")[0], words[i - 1] if i else "")]
+    return shlex.join(["tierwise", *words])
 
 
 def _precision(name: str) -> Literal["bf16", "fp8"]:

@@ -21,12 +21,14 @@ from scipy.spatial import cKDTree
 from calibration.fit import rising_median
 from calibration.profiles import load_profile
 from calibration.readers import VIDUR_MODELS, VIDUR_NODES, read_table, read_vidur_allreduce, read_vidur_layers
-from calibration.validate import ACCELERATORS, error_summary, measured_steps, plot_steps, predict_steps, summarise
+from calibration.validate import ACCELERATORS, error_summary, measured_steps, predict_steps, summarise
 from studies.study import Bar, Data, Study, Validation
 from theory.catalog import accelerator
 from theory.latency import Efficiency, gemm_time
 from theory.specs import Accelerator
 from theory.work import layer_gemms
+from tierwise.figures import validation
+from tierwise.figures.picture import draw
 
 Array = NDArray[np.float64]
 
@@ -60,7 +62,7 @@ def analyse(data: Path, pictures: Path | None) -> dict[str, Any]:
                 label: error_summary(time[rows], steps.loc[rows, "measured"])["mape"] for label, time in floors.items()
             }
         if pictures is not None:
-            plot_steps(steps, pictures / f"{device}.png", f"{device}: models the profile was fitted on")
+            draw(validation.steps(steps), pictures / f"{device}.png")
     return result
 
 

@@ -17,9 +17,11 @@ import pandas as pd
 
 from calibration.fit import fit_profile
 from calibration.readers import read_vidur, select
-from calibration.validate import ACCELERATORS, measured_steps, plot_steps, predict_steps, summarise
+from calibration.validate import ACCELERATORS, measured_steps, predict_steps, summarise
 from studies.study import Bar, Data, Study, Validation
 from theory.catalog import accelerator
+from tierwise.figures import validation
+from tierwise.figures.picture import draw
 
 HERE = Path(__file__).parent
 SEEN = "Llama-2-7b-hf"
@@ -71,7 +73,7 @@ def analyse(data: Path, quick: bool, pictures: Path | None) -> dict[str, Any]:
             "by_group": [dict(zip(("model", "tp", "phase"), k, strict=True)) | summarise(g) for k, g in groups],
         }
         if pictures is not None:
-            plot_steps(unseen, pictures / f"{device}.png", f"{device}: models that were not fitted")
+            draw(validation.steps(unseen), pictures / f"{device}.png")
     return result
 
 

@@ -20,8 +20,10 @@ import numpy as np
 from calibration.predictor import folds_of, report
 from calibration.quality_features import Known, pool, read_known
 from calibration.quality_readers import DEFAULT_TIERS, Samples, read_quality
-from calibration.quality_validation import by_state, plot_reliability, prefixes, validate_group
+from calibration.quality_validation import DRAWN, by_state, prefixes, validate_group
 from studies.study import Data, Study, Validation
+from tierwise.figures import validation
+from tierwise.figures.picture import draw
 
 HERE = Path(__file__).parent
 ZELLINGER, GSM8K, ROBUST = "zellinger_cascades.csv.gz", "gsm8k_tiers.csv.gz", "gsm8k_robust_abel.csv.gz"
@@ -344,8 +346,8 @@ STUDY = Study(
     lambda given: analyse(given.data, given.quick),
     readme,
     headline,
-    draw=lambda given, result: plot_reliability(
-        {"by_group": result["by_group"][:6]},  # the usual tiers
+    draw=lambda given, result: draw(
+        validation.reliability({"by_group": result["by_group"][:6]}, DRAWN),  # the usual tiers
         given.folder / "reliability.png",
     ),
     expected=EXPECTED,

@@ -22,7 +22,7 @@ import pandas as pd
 from calibration.engines import FILE, TIMES, EngineTimes, fit_times
 from calibration.profiles import serving_profile
 from calibration.readers import read_aiconfigurator
-from calibration.serving import Prediction, ServingPoint, compare, plot_points, read_serving, summaries
+from calibration.serving import Prediction, ServingPoint, compare, read_serving, summaries
 from calibration.validate import error_summary
 from planner.serving import kernel_table, predict_point
 from simulator.engine import StepTable
@@ -30,6 +30,8 @@ from studies.study import Bar, Data, Study, Validation
 from theory.catalog import accelerator, model
 from theory.latency import gemm_time
 from theory.work import layer_gemms
+from tierwise.figures import validation
+from tierwise.figures.picture import draw
 
 HERE = Path(__file__).parent
 BARS = {"tpot": 0.06, "ttft": 0.20, "ttft without full front ends": 0.12, "tpot, nothing fitted": 0.08}  # MAPE [-]
@@ -143,7 +145,7 @@ def analyse(data: Path, write: bool, pictures: Path | None) -> dict[str, Any]:
     priors = {name: nothing_fitted(points, prior) for name, prior in PRIORS.items()}
     bare = next(iter(priors.values()))
     if pictures is not None:
-        plot_points(rows, pictures / "points.png", "Serving points of a model (or degree) that was not fitted on")
+        draw(validation.serving(rows), pictures / "points.png")
     return {
         "left_out": summaries(rows),
         "left_out_without_full_front_ends": summaries(rows[rows["apart"] == ""]),
