@@ -228,6 +228,16 @@ class TierChoice(_Strict):
     precision: Precision = "bf16"
     kv_precision: Precision = "bf16"
     drafts: list[DraftChoice] = Field(default=[], description="drafts allowed besides none")
+    draft: str = Field(
+        "auto", description="draft used: auto, the best or none at all; none; or the model of one of `drafts`, always"
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> TierChoice:
+        known = ["auto", "none", *(d.model for d in self.drafts)]
+        if self.draft not in known:
+            raise ValueError(f"`draft` must be one of {', '.join(known)}; got {self.draft!r}")
+        return self
 
 
 class Signal(_Strict):
