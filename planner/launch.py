@@ -249,9 +249,10 @@ def resolved(scenario: Scenario, seed: int, folder: Path, output: Path) -> str:
     """
     data = scenario.model_dump(mode="json", exclude_unset=True)
     data.setdefault("search", {})["seed"] = seed
-    profile = data["fleet"].get("profile")
-    if profile is not None and profile.endswith(".toml"):  # a path from where the command was given
-        data["fleet"]["profile"] = os.path.abspath(profile)
+    for pool in data["fleet"] if isinstance(data["fleet"], list) else [data["fleet"]]:
+        profile = pool.get("profile")
+        if profile is not None and profile.endswith(".toml"):  # a path from where the command was given
+            pool["profile"] = os.path.abspath(profile)
 
     def beside(name: str) -> str:
         path = folder / name

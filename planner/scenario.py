@@ -421,7 +421,12 @@ def load_scenario(source: str | Path = SHIPPED, overrides: Sequence[str] = ()) -
     InputError
         If the file is missing or no YAML, a key is unknown or repeated, or a value breaks its rule.
     """
-    text, folder = _read(source)
+    text, folder = read_scenario(source)
+    return scenario_of(text, overrides, str(source)), folder
+
+
+def scenario_of(text: str, overrides: Sequence[str] = (), source: str = "scenario") -> Scenario:
+    """Return the scenario of a YAML text with some settings changed; see :func:`load_scenario`."""
     try:
         data = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
@@ -429,10 +434,10 @@ def load_scenario(source: str | Path = SHIPPED, overrides: Sequence[str] = ()) -
         where = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise InputError(f"`{source}` must be valid YAML; got {problem}{where}. Mend the line.") from None
-    require(isinstance(data, dict), str(source), "must hold a mapping of scenario keys", type(data).__name__)
+    require(isinstance(data, dict), source, "must hold a mapping of scenario keys", type(data).__name__)
     for setting in overrides:
         _apply(data, setting)
-    return parse_scenario(data), folder
+    return parse_scenario(data)
 
 
 def parse_scenario(data: Mapping[str, Any]) -> Scenario:
@@ -443,7 +448,8 @@ def parse_scenario(data: Mapping[str, Any]) -> Scenario:
         raise InputError(_explain(error)) from None
 
 
-def _read(source: str | Path) -> tuple[str, Path]:
+def read_scenario(source: str | Path) -> tuple[str, Path]:
+    """Return the text of a shipped scenario or of a file, and the folder its relative paths start from."""
     if str(source) in shipped_scenarios():
         return (resources.files("planner") / "scenarios" / f"{source}.yaml").read_text(encoding="utf-8"), Path.cwd()
     path = Path(source)
