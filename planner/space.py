@@ -181,7 +181,7 @@ def _first_bad(services: list[Service], rates: Array, load: Load, slo: Slo) -> N
     """Return the index of the first rate of each service that does not keep the SLOs, their number if all do."""
     repeated = [s for s in services for _ in range(rates.shape[1])]
     good = within(occupancy(repeated, rates.ravel(), load), slo).reshape(rates.shape)
-    return np.where(good.all(axis=1), rates.shape[1], np.argmin(good, axis=1))
+    return np.asarray(np.where(good.all(axis=1), rates.shape[1], np.argmin(good, axis=1)))
 
 
 def within(state: Occupancy, slo: Slo) -> NDArray[np.bool_]:

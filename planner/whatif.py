@@ -11,8 +11,9 @@ stop rules                                 prices of visits beyond a common fact
 plans                                      always: rate, GPUs, prices, drafts used, objective
 =========================================  ==================================================================
 
-The answer is that of :func:`planner.search.best_of` over the enumeration on analytic capacities, which is where
-``tierwise plan`` starts from before it simulates; figures are those of :mod:`planner.explain`.
+The answer is that of :func:`planner.simulate.analytic_candidate`, what ``tierwise simulate`` runs: the best of the
+enumeration with replicas filled to ``HEADROOM`` of what they bear by the analytic model, room for what it does not see.
+Figures are those of :mod:`planner.explain`.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ from simulator.workload import at_rate
 from theory.errors import InfeasibleError, require
 
 from . import explain
-from .build import Problem, resolve
+from .build import Problem, joined_names, resolve
 from .crossover import crossover
+from .frontier import hull, lambda_of
+from .plan import frontier_rows, shadow_price
 from .scenario import DraftChoice, Objective, Scenario, Slo, TierChoice
-from .search import Candidate, Group, Rule, Search, best_of, quality_floor, single
+from .search import Candidate, Rule, Search, best_of, quality_floor, single
 from .service import Load, Service, with_length
-from .space import Array, Space, allowed, capacities, must_draft, nothing, of_degree
+from .simulate import HEADROOM
+from .space import Space, allowed, capacities, must_draft, nothing, of_degree
 
 KEPT = 8  # sets of services remembered [-]
 SLOS_KEPT = 64  # objectives under which their capacities are remembered [-]
@@ -48,7 +52,7 @@ class Answer:
 
     problem: Problem
     space: Space
-    search: Search
+    search: Search  # whose capacities leave HEADROOM
     chosen: Candidate
     candidates: tuple[Candidate, ...]  # all that were enumerated
     top: Candidate | None  # everything on the last tier; None if it does not fit
@@ -103,7 +107,8 @@ class Planner:
             base = self._base(scenario, folder)
             problem = _at(base.problem, scenario)
             space = _space(base, problem)
-            search = Search(problem, space, quality_floor(problem))
+            careful = replace(space, capacity=tuple(HEADROOM * c for c in space.capacity))
+            search = Search(problem, careful, quality_floor(problem))
             candidates = [c for front in _fronts(base, search) for c in search.carried(front)]
             chosen = search.settle(best_of(search, candidates)[0])
             top = search.allocate(single(problem, len(problem.models) - 1))
@@ -114,7 +119,7 @@ class Planner:
                 chosen=chosen,
                 candidates=tuple(candidates),
                 top=search.settle(top) if top is not None else None,
-                binding=explain.binding(problem, space, chosen, search.used(chosen)),
+                binding=explain.binding(problem, space, chosen, HEADROOM * search.used(chosen)),
             )
 
     def confidence(self, answer: Answer, folder: Path) -> Confidence:
@@ -144,6 +149,54 @@ class Planner:
         return self._bases[key]
 
 
+def lambdas(answer: Answer) -> tuple[float, float] | None:
+    """Return the worths of a correct answer at which the plan is best of all that were enumerated; None if at none."""
+    return lambda_of(answer.chosen, hull(answer.candidates))
+
+
+def plan_json(answer: Answer, confidence: Confidence, simulated: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the answer with the keys of ``tierwise plan --format json``, as far as they are known without its search.
+
+    Parameters
+    ----------
+    simulated : dict, optional
+        The keys of ``tierwise simulate`` for this plan.
+    """
+    problem, space, chosen = answer.problem, answer.space, answer.chosen
+    vertices = hull(answer.candidates)
+    quality = problem.scenario.quality
+    return {
+        "scenario": problem.scenario.name,
+        "feasible": True,
+        "plan": {
+            "gpus": chosen.gpus,
+            "accelerator": joined_names(g.service.deployment.accelerator.name for g in chosen.groups),
+            "tiers": explain.tiers(problem, space, chosen),
+            "first_stops": explain.first_stops(chosen.rule),
+            "stop_rule": explain.stop_rule(chosen.rule),
+        },
+        "traffic": explain.traffic(problem),
+        "predicted": confidence.predicted,
+        "simulated": simulated,
+        "frontier": frontier_rows(problem, list(answer.candidates), vertices),
+        "lambda": shadow_price(problem, chosen, vertices, answer.search.floor),
+        "speculation": {
+            "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, space, chosen)},
+            "by_tier": list(confidence.crossings.values()),
+        },
+        "binding": answer.binding,
+        "provenance": {
+            "step_time": joined_names(p.profile.provenance for p in problem.pools),
+            "profile": joined_names(p.profile.name for p in problem.pools),
+            "quality": quality.source if quality else None,
+            "signal": quality.signal.source if quality else None,
+            "traffic": problem.workload.source,
+            "seed": problem.scenario.search.seed,
+            "planner": "analytic enumeration, as tierwise simulate picks a deployment",
+        },
+    }
+
+
 def check_open_loop(scenario: Scenario) -> None:
     """Refuse a scenario that nothing can be planned for."""
     rule = "must be given to plan: `lambda_usd`, `budget_usd_per_1000` or `quality_floor`"
@@ -160,9 +213,7 @@ def _plain(scenario: Scenario) -> Scenario:
     tiers = [t.model_copy(update=auto | {"drafts": [_auto(d) for d in t.drafts]}) for t in scenario.tiers]
     same = {"name": "-", "description": "", "slo": Slo(), "objective": Objective(quality_floor="top")}
     fleet = pools if isinstance(scenario.fleet, list) else pools[0]
-    return scenario.model_copy(
-        update=same | {"fleet": fleet, "traffic": traffic, "tiers": tiers, "deployment": None}
-    )
+    return scenario.model_copy(update=same | {"fleet": fleet, "traffic": traffic, "tiers": tiers, "deployment": None})
 
 
 def _auto(draft: DraftChoice) -> DraftChoice:
@@ -229,7 +280,8 @@ def _asked(base: _Base, service: Service, drafts: tuple[Any, ...], choice: TierC
     """Return the service at each draft length asked for, itself for ``auto``; nothing if its draft is not."""
     if service.draft is None:
         return [service]
-    asked = next(a for d, a in zip(drafts, choice.drafts, strict=True) if replace(d, tp=service.draft.tp) == service.draft)
+    tp, each = service.draft.tp, zip(drafts, choice.drafts, strict=True)
+    asked = next(a for d, a in each if replace(d, tp=tp) == service.draft)
     if choice.draft not in ("auto", asked.model):
         return []
     found = []
