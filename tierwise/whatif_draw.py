@@ -64,7 +64,12 @@ def _grid(i: int, count: int) -> dict[str, Any]:
     """Return where panel ``i`` lies: rows of one height below each other, each under its own legend [%]."""
     legend, foot = (13.0, 15.0) if count == 1 else (5.0, 6.5)
     row = (100.0 - foot) / count
-    return {"left": 62, "right": 20, "top": f"{i * row + legend}%", "height": f"{row - legend - (0 if count == 1 else 2.5)}%"}
+    return {
+        "left": 62,
+        "right": 20,
+        "top": f"{i * row + legend}%",
+        "height": f"{row - legend - (0 if count == 1 else 2.5)}%",
+    }
 
 
 def _legend(panel: Panel, i: int, count: int) -> dict[str, Any]:

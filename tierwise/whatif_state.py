@@ -51,7 +51,10 @@ class State:
 
     def command(self) -> str:
         """Return the command that plans the same."""
-        quoted = [json.dumps(f"{path}={value}") if re.search(r"[^\w.=-]", value) else f"{path}={value}" for path, value in self.moved]
+        quoted = [
+            json.dumps(f"{path}={value}") if re.search(r"[^\w.=-]", value) else f"{path}={value}"
+            for path, value in self.moved
+        ]
         return " ".join(["tierwise plan", self.name, *(f"--set {setting}" for setting in quoted)])
 
 
