@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 Role = Literal["predicted", "simulated", "other", "tier0", "tier1", "tier2", "tier3"]
 Shape = Literal["line", "dashed", "step", "points", "open", "ring"]  # open: points that are not filled; ring: one point
 LOADS = 40  # rates at which the curves against load are worked out [-]
+FAINTEST = 0.08  # of the stability limit, where curves against load begin [-]
 FULLEST = 0.985  # of the stability limit, where they end [-]
 SIMULATED_AT = (0.4, 0.7, 0.9)  # of the greatest load within the SLOs, besides the load asked about [-]
 PARTS = ("weights", "compute", "attention", "elementwise", "communication", "overhead", "drafting")
@@ -122,7 +123,7 @@ def frontier(answer: Answer, simulated: tuple[Simulated, ...] = ()) -> Chart:
     vertices = [v.candidate for v in hull(answer.candidates)] if known else []
     drawn = [
         Series(
-            "plans no other beats",
+            "plans",
             tuple(1000 * c.cost for c in best),
             tuple(c.rule.quality for c in best),
             "predicted",
@@ -130,7 +131,7 @@ def frontier(answer: Answer, simulated: tuple[Simulated, ...] = ()) -> Chart:
             notes=tuple(_in_words(c.groups) for c in best),
         ),
         Series(
-            "best at some lambda",
+            "hull",
             tuple(1000 * c.cost for c in vertices),
             tuple(c.rule.quality for c in vertices),
             "predicted",
@@ -139,7 +140,7 @@ def frontier(answer: Answer, simulated: tuple[Simulated, ...] = ()) -> Chart:
     ]
     top = answer.top
     if known and top is not None:
-        name = f"everything on {answer.problem.scenario.tiers[-1].name}"
+        name = f"all on {answer.problem.scenario.tiers[-1].name}"
         drawn.append(
             Series(name, (1000 * top.cost,), (top.rule.quality,), "other", "points", notes=(_in_words(top.groups),))
         )
@@ -153,7 +154,7 @@ def frontier(answer: Answer, simulated: tuple[Simulated, ...] = ()) -> Chart:
         quality = [f["quality"] for f in own]
         drawn.append(
             Series(
-                "this plan, simulated",
+                "simulated",
                 tuple(f["cost"]["usd_per_1000_requests"] for f in own),
                 tuple(q["mean"] for q in quality),
                 "simulated",
@@ -172,7 +173,7 @@ def against_load(answer: Answer, confidence: Confidence | None, simulated: tuple
     """Return cost, times and the gain from drafts of the chosen replicas against the arrival rate of requests."""
     problem, chosen = answer.problem, answer.chosen
     limit, bears = rate_limits(answer)
-    rates = limit * np.linspace(0.02, FULLEST, LOADS)
+    rates = limit * np.linspace(FAINTEST, FULLEST, LOADS)
     usd_per_s = price(problem, chosen.groups)
     state = _states(answer, [g.service for g in chosen.groups], rates)
     visits = _visits(answer)[:, None]
@@ -188,8 +189,8 @@ def against_load(answer: Answer, confidence: Confidence | None, simulated: tuple
         spent = [m["usd_per_1000_requests"] for m in money]
         ends = _ends([m["usd_per_1000_requests_interval"] for m in money], spent)
         costs.append(Series("simulated", at, tuple(spent), "simulated", "points", *ends))
-        times.append(_simulated("time to final answer, simulated", simulated, "e2e_s", "mean", "points"))
-        times.append(_simulated("p99 TTFT, simulated", simulated, "ttft_s", "p99", "open"))
+        times.append(_simulated("simulated", simulated, "e2e_s", "mean", "points"))
+        times.append(_simulated("p99 TTFT simulated", simulated, "ttft_s", "p99", "open"))
     return Chart(
         "Against load",
         Axis("arrivals", "requests/s"),
@@ -237,9 +238,8 @@ def _gains(answer: Answer, confidence: Confidence | None, rates: Array) -> list[
         if group.service.draft is None:
             continue
         name, role = answer.problem.scenario.tiers[group.tier].name, _role(group.tier)
-        length = int(group.service.rounds.length[0])
-        series.append(_line(f"{name}, scheduled", tuple(rates.tolist()), scheduled, role))
-        series.append(_dashed(f"{name}, always {length}", tuple(rates.tolist()), ratio, role))
+        series.append(_line(name, tuple(rates.tolist()), scheduled, role))
+        series.append(_dashed("fixed length", tuple(rates.tolist()), ratio, role))
         crossing = confidence.crossings.get(name) if confidence else None
         if crossing is not None and crossing["crossover_requests_per_s"]:
             per_request = group.rate / answer.problem.rate
@@ -248,7 +248,7 @@ def _gains(answer: Answer, confidence: Confidence | None, rates: Array) -> list[
             if at <= rates[-1]:
                 series.append(
                     Series(
-                        f"{name}: crossover",
+                        "crossover",
                         (at,),
                         (1.0,),
                         role,
@@ -321,7 +321,7 @@ def schedule(answer: Answer) -> Chart:
         series.append(Series(name, tuple(batch.tolist()), tuple(lengths.tolist()), role, "step"))
         n = mean_batch(answer, group)
         at = int(service.rounds.length[min(round(n), service.batch_cap) - 1])
-        series.append(Series(f"{name}, mean batch", (n,), (float(at),), role, "ring"))
+        series.append(Series("mean batch", (n,), (float(at),), role, "ring"))
     return Chart(
         "Draft length by batch",
         Axis("batch", "sequences", log=True),

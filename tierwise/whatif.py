@@ -3,18 +3,17 @@
 Built on NiceGUI; measured with Python 3.11 on two cores that others used too (each library alone in a fresh
 environment; start: from the shell to the first page of a minimal app, median of three):
 
-=========== ========= ======== ======= =================================================================================
+=========== ========= ======== ======= ==========================================================================
 library     version   install  start   why, why not
-=========== ========= ======== ======= =================================================================================
-NiceGUI     3.18      104 MB   4.5 s   chosen: events over a websocket to plain Python methods, so a move costs one round
-                                       trip and redraws only what changed; ECharts built in, drawn by the browser as SVG;
-                                       all assets come with the package, nothing is fetched; FastAPI's stack, which
-                                       `transformers[serving]` brings as well
-Dash        4         136 MB   2.4 s   a good second: callbacks over HTTP, state in the browser; Plotly's bundle is 4 MB to
-                                       parse, progress of a process needs a task queue or polling
-Streamlit   1         472 MB   4.0 s   reruns the whole script at every move; pandas, pyarrow and altair come along
-Panel       1         368 MB   9.8 s   bokeh and pandas; slowest to start, heaviest look to restyle
-=========== ========= ======== ======= =================================================================================
+=========== ========= ======== ======= ==========================================================================
+NiceGUI     3.18      104 MB   4.5 s   chosen: events over a websocket to plain Python methods, so a move costs a
+                                       round trip and redraws only what changed; ECharts built in, drawn by the
+                                       browser as SVG; all assets in the package, nothing is fetched
+Dash        4.4.1     136 MB   2.4 s   a good second: callbacks over HTTP, state in the browser; a long task with
+                                       progress needs a queue beside it
+Streamlit   1.67.0    472 MB   4.0 s   runs the whole script again at every move
+Panel       1.9.4     368 MB   9.8 s   slowest to start, most to restyle
+=========== ========= ======== ======= ==========================================================================
 
 The page holds no model: :mod:`planner.whatif` answers, :mod:`planner.whatif_charts` says what is drawn,
 :mod:`tierwise.whatif_draw` draws, :mod:`tierwise.whatif_page` lays out, :mod:`tierwise.whatif_verify` simulates.
@@ -35,6 +34,7 @@ from theory.errors import InfeasibleError, InputError, require
 
 PORT = 8080
 HOST = "127.0.0.1"
+RECONNECT_S = 60.0  # a page that lost its connection keeps its state so long [s]
 
 
 def serve(scenario: str | None, host: str = HOST, port: int = PORT, browser: bool = True) -> None:
@@ -90,6 +90,7 @@ def serve(scenario: str | None, host: str = HOST, port: int = PORT, browser: boo
         tailwind=False,
         show_welcome_message=False,
         uvicorn_logging_level="error",
+        reconnect_timeout=RECONNECT_S,
     )
 
 

@@ -87,15 +87,19 @@ def _legend(panel: Panel, i: int, count: int) -> dict[str, Any]:
         "pageTextStyle": _TEXT,
         "pageIconColor": "var(--soft)",
         "textStyle": _TEXT,
-        "data": [{"name": s.name} | _icon(s) for s in panel.series if s.x],
+        "data": list({s.name: {"name": s.name} | _icon(s, panel) for s in panel.series if s.x}.values()),
     }
 
 
-def _icon(s: Series) -> dict[str, Any]:
+def _icon(s: Series, panel: Panel) -> dict[str, Any]:
+    """Return the sign of a series in the legend; one name for several tiers has no tier's colour."""
+    colour = _css(s) if sum(o.name == s.name for o in panel.series) == 1 or s.role[:4] != "tier" else "var(--soft)"
     if s.shape in ("line", "dashed", "step"):
-        style_ = {"lineStyle": {"type": "dashed" if s.shape == "dashed" else "solid", "width": 2, "color": _css(s)}}
-        return style_ | {"itemStyle": {"opacity": 0}}
-    return {}
+        line = {"type": "dashed" if s.shape == "dashed" else "solid", "width": 2, "color": colour}
+        return {"lineStyle": line, "itemStyle": {"opacity": 0}}
+    if s.shape in ("ring", "open"):
+        return {"itemStyle": {"color": "transparent", "borderColor": colour, "borderWidth": 2}}
+    return {"itemStyle": {"color": colour}}
 
 
 def _axis(axis: Axis, i: int, name: bool = True) -> dict[str, Any]:
@@ -201,9 +205,9 @@ def _marks(chart: Chart, panel: Panel, i: int) -> dict[str, Any]:
     lines: list[dict[str, Any]] = [
         {
             "xAxis": x,
-            "label": {"show": i == 0, "formatter": name, "position": "insideEndTop" if at else "insideEndTop"},
+            "label": {"show": i == 0, "formatter": name, "position": "insideEndTop"},
         }
-        for at, (name, x) in enumerate(chart.marks)
+        for name, x in chart.marks
     ]
     if panel.level is not None:
         lines.append({"yAxis": panel.level, "label": {"show": False}})

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from planner import explain
 from planner.launch import resolved
 from planner.scenario import Scenario, shipped_scenarios
+from planner.simulate import HEADROOM
 from planner.whatif import Answer, Confidence, Planner, lambdas, plan_json
 from planner.whatif_charts import Chart, Simulated, Stack, charts, simulated_rates
 from theory.errors import InfeasibleError, InputError, require
@@ -108,7 +109,7 @@ class Page:
         self._say(wrong, "wrong") if wrong else self._say(infeasible, "infeasible")
         self._write()
         ui.timer(0.05, self._after, once=True)
-        ui.timer(POLL_S, self._poll)
+        self.watch = ui.timer(POLL_S, self._poll, active=False)
 
     def _build(self) -> None:
         css = STYLE.read_text(encoding="utf-8")
@@ -198,7 +199,7 @@ class Page:
             ui.label("wanted").classes("tw-label")
             names = {key: label for key, (label, _) in OBJECTIVES.items()}
             chosen = ui.select(names, value=kind, on_change=lambda e: self._objective_kind(e.value))
-            chosen.props("dense outlined options-dense").mark("objective")
+            chosen.props('dense outlined options-dense aria-label="objective"').mark("objective")
         low, high, even = self._objective_range(kind)
         field = Field(f"objective.{kind}", "at", OBJECTIVES[kind][1], "number", "", value, low, high)
         self._number(
@@ -239,18 +240,23 @@ class Page:
         slide.props(f'aria-label="{field.path}"')
         self.errors[field.path] = ui.label("").classes("tw-error")
         self.inputs[field.path] = entry
+        applied = [field.value]
 
         def typed() -> None:
             value = str(entry.value).strip()
+            if value == applied[0]:
+                return
+            applied[0] = value
             slide.set_value(_position(field, value, even))
             self._changed(field, value)
 
         def slid(event: events.GenericEventArguments) -> None:
-            value = _at(field, float(event.args), even)
+            applied[0] = value = _at(field, float(event.args), even)
             entry.set_value(value)
             self._changed(field, value)
 
-        entry.on("change", typed)
+        entry.on("blur", typed)
+        entry.on("keydown.enter", typed)
         slide.on("update:model-value", slid, throttle=THROTTLE_S)
 
     def _choice(self, field: Field) -> None:
@@ -372,9 +378,8 @@ class Page:
         self.banner.set_text({"infeasible": "No plan keeps these constraints: ", "wrong": ""}.get(kind, "") + text)
         self.banner.classes(replace=f"tw-banner tw-{kind}" if text else "tw-banner")
         self.banner.set_visibility(bool(text))
-        self.figures.classes(
-            remove="" if kind == "infeasible" else "tw-stale", add="tw-stale" if kind == "infeasible" else ""
-        )
+        stale = "tw-stale" if text and kind == "infeasible" else ""
+        self.figures.classes(add=stale, remove="" if stale else "tw-stale")
 
     def _mark(self, message: str, origin: str | None) -> None:
         """Show what is wrong at the field it is about."""
@@ -434,6 +439,7 @@ class Page:
         self.simulated = ()
         a = self.answer
         self.verification = Verification.start(a.problem, a.chosen, simulated_rates(a))
+        self.watch.activate()
         self.verify.disable()
         self.progress.set_visibility(True)
         self._progressed()
@@ -455,11 +461,8 @@ class Page:
         v = self.verification
         assert v is not None
         self.bar.set_value((len(v.done) + 0.15) / len(v.rates))
-        each = (
-            f"simulating {self.answer.problem.workload.requests} requests at load {min(len(v.done) + 1, len(v.rates))} of {len(v.rates)}"
-            if self.answer
-            else ""
-        )
+        at, requests = min(len(v.done) + 1, len(v.rates)), self.answer.problem.workload.requests if self.answer else 0
+        each = f"simulating {requests} requests at load {at} of {len(v.rates)}"
         self.doing.set_text(v.said or each)
 
     def _cancel(self) -> None:
@@ -471,6 +474,7 @@ class Page:
             self._finished(why)
 
     def _finished(self, said: str) -> None:
+        self.watch.deactivate()
         self.verify.enable()
         self.progress.set_visibility(False)
         if said:
@@ -522,13 +526,13 @@ class Page:
 
 CARDS = {
     "gpus": "GPUs",
-    "cost": "USD per 1000 requests",
-    "quality": "Quality, share right",
-    "correct": "USD per right answer",
-    "ttft": "p99 TTFT of a visit",
-    "tpot": "Mean TPOT of a visit",
+    "cost": "USD / 1000 requests",
+    "quality": "Quality [share right]",
+    "correct": "USD / 1000 right",
+    "ttft": "p99 TTFT, visit",
+    "tpot": "Mean TPOT, visit",
     "e2e": "Mean time to answer",
-    "lambda": "Best for lambda [USD]",
+    "lambda": "Best for lambda",
 }
 
 
@@ -562,12 +566,12 @@ def figures(
             ),
         ),
         "quality": (
-            f"{now['quality']:.4f}" if known else "–",
-            _below("", "given outcomes" if known else "unknown", _run(own, ("quality", "mean"), 1, ".4f")),
+            f"{now['quality']:.4f}" if known else "unknown",
+            _below("", "given outcomes" if known else "no outcomes given", _run(own, ("quality", "mean"), 1, ".4f")),
         ),
         "correct": (
-            f"{1000 * correct:.3f}e-3" if correct is not None else "–",
-            _below("", "given prices", _run(own, ("cost", "usd_per_correct_answer"), 1000, ".3f", "e-3")),
+            f"{1000 * correct:.3f}" if correct is not None else "none",
+            _below("", "given prices", _run(own, ("cost", "usd_per_correct_answer"), 1000, ".3f")),
         ),
         "ttft": (
             _time(now["ttft_p99_s"]),
@@ -583,8 +587,12 @@ def figures(
         ),
         "e2e": (_time(now["e2e_mean_s"]), _below("", steps, _run(own, ("e2e_s", "mean"), 1, ".3g", " s"))),
         "lambda": (
-            "–" if ends is None else f"{ends[0]:.3g} – {ends[1]:.3g}" if math.isfinite(ends[1]) else f"≥ {ends[0]:.3g}",
-            _below("per right answer" if ends else "on no hull", "enumerated"),
+            "none"
+            if ends is None
+            else f"{ends[0]:.3g} to {ends[1]:.3g}"
+            if math.isfinite(ends[1])
+            else f"≥ {ends[0]:.3g}",
+            _below("USD per right answer" if ends else "on no hull", "enumerated"),
         ),
     }
 
@@ -603,7 +611,7 @@ def _run(own: dict[str, Any] | None, at: tuple[str, str], factor: float, form: s
     if tree[key] is None:
         return ""
     low, high = ("?" if e is None else f"{factor * e:{form}}" for e in ends)
-    return f'<span class="tw-sim">sim. {factor * tree[key]:{form}} ({low} – {high}){unit}</span>'
+    return f'<span class="tw-sim">sim. {factor * tree[key]:{form}} ({low} to {high}){unit}</span>'
 
 
 def _time(seconds: float) -> str:
@@ -618,23 +626,24 @@ def plan_table(answer: Answer) -> str:
     used = dict(zip((g.tier for g in answer.chosen.groups), answer.search.used(answer.chosen), strict=True))
     for i, t in enumerate(explain.tiers(answer.problem, answer.space, answer.chosen)):
         group = answer.chosen.groups[i]
-        lengths = ", ".join(f"{lo}–{hi}: {n}" for lo, hi, n in t["schedule"][:4]) + (
+        lengths = ", ".join(f"{lo}-{hi}: {n}" for lo, hi, n in t["schedule"][:4]) + (
             " …" if len(t["schedule"]) > 4 else ""
         )
-        alpha = "–"
+        alpha = "-"
         if t["acceptance"] is not None:
             low, high = t["acceptance_interval"]
-            alpha = f"{t['acceptance']:.2f} ({low:.2f} – {high:.2f}) <span class='tw-tag'>{escape(t['acceptance_provenance'])}</span>"
+            tag = f"<span class='tw-tag'>{escape(t['acceptance_provenance'])}</span>"
+            alpha = f"{t['acceptance']:.2f} ({low:.2f} to {high:.2f}) {tag}"
         cells = [
             f"<i class='tw-dot tw-dot-{group.tier}'></i>{escape(t['name'])}",
             escape(t["model"]),
-            f"{t['replicas']} × TP {t['tp']}",
+            f"{t['replicas']} x TP {t['tp']}",
             escape(t["draft"] or "none"),
-            lengths or "–",
+            lengths or "-",
             alpha,
             f"{t['share']:.1%}",
             f"{t['stop_fraction']:.1%}",
-            f"{used[group.tier]:.0%}",
+            f"{HEADROOM * used[group.tier]:.0%}",
         ]
         rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     heads = (
@@ -655,8 +664,8 @@ def binding(answer: Answer) -> str:
     """Return what binds, in a sentence."""
     b = answer.binding
     return (
-        f"What binds: the replicas of {b['tier']} are the fullest, {b['used']:.0%} of what the analytic model lets them "
-        f"bear (plans leave 10 %); {b['constraint']} would break first."
+        f"What binds: the replicas of {b['tier']} are the fullest, {b['used']:.0%} of what they bear by the analytic "
+        f"model (plans leave 10 %); {b['constraint']} would break first."
     )
 
 

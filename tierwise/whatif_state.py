@@ -1,4 +1,4 @@
-"""What a what-if page shows: a scenario and the settings moved on it, as a link, as fields, as the command line says it.
+"""What a what-if page shows: a scenario and the settings moved on it; as a link, as fields, as a command.
 
 A moved setting is what ``--set a.b=value`` is, so that a bad one gets the same message and a link is a command.
 """
@@ -133,7 +133,7 @@ class Field:
 
 
 OBJECTIVES = {
-    "quality_floor": ("least quality", "share of right answers, or top"),
+    "quality_floor": ("least quality", "share right, or top"),
     "budget_usd_per_1000": ("budget", "USD per 1000 requests"),
     "lambda_usd": ("lambda", "USD per right answer"),
 }
@@ -176,8 +176,8 @@ def _fleet(scenario: Scenario) -> list[Field]:
 def _slo(scenario: Scenario) -> list[Field]:
     slo = scenario.slo
     return [
-        _number("slo.ttft_p99_s", "p99 TTFT of a visit", "s", "Objectives", slo.ttft_p99_s, 8),
-        _number("slo.tpot_mean_s", "mean TPOT of a visit", "s", "Objectives", slo.tpot_mean_s, 8),
+        _number("slo.ttft_p99_s", "p99 TTFT of a visit", "s", "Latency objectives", slo.ttft_p99_s, 8),
+        _number("slo.tpot_mean_s", "mean TPOT of a visit", "s", "Latency objectives", slo.tpot_mean_s, 8),
     ]
 
 
