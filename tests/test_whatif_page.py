@@ -82,8 +82,7 @@ def opened(server: str, browser: Any) -> Iterator[Callable[[str], Page]]:
         page.on("pageerror", lambda error: strange.append(str(error)))
         page.goto(server + query)
         page.wait_for_selector(".tw-frontier svg")
-        ready = "() => window.did_handshake !== false && document.querySelector('.tw-card-tpot').textContent.includes('90 %')"
-        page.wait_for_function(ready)
+        page.wait_for_function("() => document.querySelector('.tw-card-tpot').textContent.includes('90 %')")
         return page
 
     yield at
@@ -127,7 +126,7 @@ def chart(page: Page, name: str) -> dict[str, list[Any]]:
         """name => {
             const at = document.querySelector(`.tw-${name} .nicegui-echart`);
             return getElement(+at.id.slice(1)).chart.getOption().series.map(
-                s => [s.name, s.data.map(d => d && d.value !== undefined ? d.value : d), s.markLine && s.markLine.data]);
+                s => [s.name, s.data.map(d => d && d.value !== undefined ? d.value : d), s.markLine?.data]);
         }""",
         name,
     )

@@ -1,19 +1,7 @@
 """``tierwise whatif``: a local page on which a scenario's settings move and its plan moves with them.
 
-Built on NiceGUI; measured with Python 3.11 on two cores that others used too (each library alone in a fresh
-environment; start: from the shell to the first page of a minimal app, median of three):
-
-=========== ========= ======== ======= ==========================================================================
-library     version   install  start   why, why not
-=========== ========= ======== ======= ==========================================================================
-NiceGUI     3.18      104 MB   4.5 s   chosen: events over a websocket to plain Python methods, so a move costs a
-                                       round trip and redraws only what changed; ECharts built in, drawn by the
-                                       browser as SVG; all assets in the package, nothing is fetched
-Dash        4.4.1     136 MB   2.4 s   a good second: callbacks over HTTP, state in the browser; a long task with
-                                       progress needs a queue beside it
-Streamlit   1.67.0    472 MB   4.0 s   runs the whole script again at every move
-Panel       1.9.4     368 MB   9.8 s   slowest to start, most to restyle
-=========== ========= ======== ======= ==========================================================================
+Built on NiceGUI, for reasons measured in docs/whatif.md: events reach Python over a websocket, ECharts redraws in the
+browser, all assets come with the package.
 
 The page holds no model: :mod:`planner.whatif` answers, :mod:`planner.whatif_charts` says what is drawn,
 :mod:`tierwise.whatif_draw` draws, :mod:`tierwise.whatif_page` lays out, :mod:`tierwise.whatif_verify` simulates.

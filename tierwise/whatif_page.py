@@ -164,7 +164,7 @@ class Page:
                 drawn = self._drawn()
                 self.charts = {name: self._chart(name, title, drawn.get(name)) for name, title in CHARTS.items()}
         self.note = ui.label("").classes("tw-note")
-        self.counter = ui.label("0").classes("tw-hidden tw-count")
+        ui.label("1").classes("tw-hidden tw-count")
 
     def _chart(self, name: str, title: str, drawn: dict[str, Any] | None) -> ui.echart:
         with ui.element("div").classes(f"tw-box tw-chart tw-{name}"):
@@ -369,10 +369,14 @@ class Page:
         self._counted()
 
     def _counted(self) -> None:
+        """Note in the browser, after all that was drawn, how many answers there were and the way back to this one."""
         self.count += 1
-        self.counter.set_text(str(self.count))
         if self.count > 1:
-            ui.run_javascript(f"history.replaceState(null, '', {json.dumps('?' + self.state.query())})")
+            address = json.dumps("?" + self.state.query())
+            ui.run_javascript(
+                f"document.querySelector('.tw-count').textContent = {self.count};"
+                f"history.replaceState(null, '', {address})"
+            )
 
     def _say(self, text: str, kind: str) -> None:
         self.banner.set_text({"infeasible": "No plan keeps these constraints: ", "wrong": ""}.get(kind, "") + text)
