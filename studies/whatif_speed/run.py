@@ -185,8 +185,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         line = "| {control} | {moves} | {median_ms:.0f} | {worst_ms:.0f} |"
-        rows = "
-".join(line.format(**r) for r in result["controls"])
+        rows = "\n".join(line.format(**r) for r in result["controls"])
         verdict = "The claim holds." if holds else "**The claim does not hold here.**"
         text = README.format(**(result | {"rows": rows, "verdict": verdict}))
         (folder / "README.md").write_text(text, encoding="utf-8")
