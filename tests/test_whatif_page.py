@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -43,7 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tierwise", "whatif", str(file), "--no-browser", "--port", str(port)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}  # NiceGUI serves otherwise in tests
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=outside)
     url = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(600):

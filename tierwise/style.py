@@ -229,7 +229,7 @@ def rendered(figure: Figure, kind: FileKind) -> bytes:
 def files_of(figure: Figure) -> dict[FileKind, bytes]:
     """Return a figure as SVG and as PNG, laid out once; call it within :func:`style`."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # so that saving does not lay it out once more
     return {kind: rendered(figure, kind) for kind in KINDS_OF_FILE}
 
 

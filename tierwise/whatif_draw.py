@@ -184,8 +184,8 @@ def _interval(s: Series, i: int) -> dict[str, Any]:
     """Return the bars of the intervals of a series: lines from end to end, a gap between two."""
     data: list[list[float | None]] = []
     for x, y, low, high in zip(s.x, s.y, s.low, s.high, strict=True):
-        ends = [[low, y], [high, y]] if s.across else [[x, low], [x, high]]
-        data += [*ends, [None, None]]
+        from_, to = ((low, y), (high, y)) if s.across else ((x, low), (x, high))
+        data += [[*from_], [*to], [None, None]]
     return {
         "name": f"{s.name}, interval",
         "type": "line",
@@ -337,11 +337,11 @@ def _draw(ax: Axes, s: Series, ink: Palette) -> None:
     fixed = {"predicted": ink.predicted, "simulated": ink.simulated, "other": ink.soft}
     colour = fixed[s.role] if s.role in fixed else ink.tier(int(s.role[-1]))
     if s.low:
-        ends = [
-            [max(v - low, 0.0) for v, low in zip(s.x if s.across else s.y, s.low, strict=True)],
-            [max(high - v, 0.0) for v, high in zip(s.x if s.across else s.y, s.high, strict=True)],
-        ]
-        ax.errorbar(s.x, s.y, **{"xerr" if s.across else "yerr": ends}, fmt="none", ecolor=colour, capsize=3)
+        middle = s.x if s.across else s.y
+        below = [max(v - low, 0.0) for v, low in zip(middle, s.low, strict=True)]
+        above = [max(high - v, 0.0) for v, high in zip(middle, s.high, strict=True)]
+        x_ends, y_ends = ([below, above], None) if s.across else (None, [below, above])
+        ax.errorbar(s.x, s.y, y_ends, x_ends, fmt="none", ecolor=colour, capsize=3)
     if s.shape in ("line", "dashed", "step"):
         ax.plot(
             s.x,

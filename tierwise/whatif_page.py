@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nicegui import app, background_tasks, events, run, ui
+from nicegui import background_tasks, events, run, ui
 from starlette.requests import Request
 
 from planner import explain
@@ -68,8 +68,6 @@ def register(planner: Planner, start: State, trusted: bool) -> None:
     async def index(request: Request) -> None:
         await Page(planner, start, trusted).open(request.query_params.multi_items())
 
-    app.on_exception(lambda _error: None)
-
 
 class Page:
     """One open page."""
@@ -82,6 +80,8 @@ class Page:
         self.verification: Verification | None = None
         self.pending: tuple[State, str | None] | None = None
         self.working = False
+        self.good = start  # the last state that was answered
+        self.feasible = True  # whether that has a plan
         self.count = 0  # answers so far
         self.errors: dict[str, Any] = {}  # label of each field for what is wrong with it
         self.inputs: dict[str, Any] = {}
@@ -105,6 +105,7 @@ class Page:
                 self.answer = await run.io_bound(self.planner.answer, self.scenario, self.state.folder)
             except InfeasibleError as none:
                 infeasible = str(none)
+        self.good, self.feasible = self.state, not infeasible
         self._build()
         self._say(wrong, "wrong") if wrong else self._say(infeasible, "infeasible")
         self._write()
@@ -305,30 +306,31 @@ class Page:
             while self.pending is not None:
                 (state, origin), self.pending = self.pending, None
                 await self._answered(state, origin)
+        except Exception as error:  # a defect of ours: said here, and the page goes on
+            self._say(f"This could not be answered ({type(error).__name__}: {error}). Move something else.", "wrong")
         finally:
             self.working = False
         with self.figures:
             ui.timer(CALM_S, self._after, once=True)
 
     async def _answered(self, state: State, origin: str | None) -> None:
-        before = self.answer
         try:
             scenario = self._checked(state)
             answer = await run.io_bound(self.planner.answer, scenario, state.folder)
+            assert answer is not None
         except InputError as error:
             self._mark(str(error), origin)
-            self.state = State(state.name, state.text, state.folder, tuple(m for m in state.moved if m[0] != origin))
+            self.state, self.pending = self.good, None
             return
         except InfeasibleError as error:
             self._stop("stopped: the plan has changed")
-            self.simulated, self.scenario = (), scenario
+            self.simulated, self.scenario, self.good, self.feasible = (), scenario, state, False
             self._say(str(error), "infeasible")
             self._counted()
             return
-        if before is None or answer.chosen.key != before.chosen.key or answer.problem.rate != before.problem.rate:
-            self._stop("stopped: the plan has changed")
-            self.simulated = ()
-        self.answer, self.scenario, self.confidence = answer, scenario, None
+        self._stop("stopped: the plan has changed")
+        self.simulated, self.scenario, self.good, self.feasible = (), scenario, state, True
+        self.answer, self.confidence = answer, None
         self._say("", "")
         self._draw()
 
@@ -399,7 +401,7 @@ class Page:
 
     # --- scenarios ---------------------------------------------------------------------------------------------------
 
-    async def _chosen(self, event: events.ValueChangeEventArguments) -> None:
+    async def _chosen(self, event: events.ValueChangeEventArguments[str]) -> None:
         if event.value in shipped_scenarios() and event.value != self.state.name:
             await self._opened(of_query([("scenario", event.value)], self.start))
 
@@ -423,6 +425,7 @@ class Page:
             return
         self._stop("stopped: the plan has changed")
         self.state, self.scenario, self.simulated, self.confidence = state, scenario, (), None
+        self.good, self.feasible = state, answer is not None
         self.source.set_options([*dict.fromkeys([*shipped_scenarios(), state.name])], value=state.name)
         if answer is None:
             self._say(message, "infeasible")
@@ -438,7 +441,10 @@ class Page:
     # --- simulation --------------------------------------------------------------------------------------------------
 
     def _verify(self) -> None:
-        if self.answer is None or (self.verification is not None and self.verification.running):
+        if self.answer is None or not self.feasible:
+            ui.notify("There is no plan to simulate.", type="warning")
+            return
+        if self.verification is not None and self.verification.running:
             return
         self.simulated = ()
         a = self.answer
@@ -458,7 +464,7 @@ class Page:
         if len(v.done) > before:
             self.simulated = tuple(v.done)
             self._draw()
-        if not v.running:
+        if len(v.done) == len(v.rates) or v.ended:
             self._finished(v.said)
 
     def _progressed(self) -> None:
@@ -492,10 +498,11 @@ class Page:
         ui.download.content(text.encode(), f"{_slug(self.scenario.name)}.yaml", "application/yaml")
 
     async def _plan_file(self) -> None:
-        if self.answer is None:
+        if self.answer is None or not self.feasible:
             ui.notify("There is no plan to export.", type="warning")
             return
         confidence = self.confidence or await run.io_bound(self.planner.confidence, self.answer, self.state.folder)
+        assert confidence is not None
         own = next((s.figures for s in self.simulated if s.asked), None)
         text = json.dumps(plan_json(self.answer, confidence, own), indent=2, allow_nan=False)
         ui.download.content(f"{text}\n".encode(), f"{_slug(self.scenario.name)}-plan.json", "application/json")
@@ -506,6 +513,7 @@ class Page:
             ui.notify("There is no plan to draw.", type="warning")
             return
         data = await run.io_bound(picture, chart, kind, self.scenario.name)
+        assert data is not None
         ui.download.content(data, f"{_slug(self.scenario.name)}-{name}.{kind}")
 
     def _command(self) -> None:

@@ -51,6 +51,11 @@ class Verification:
         """Return whether there is more to come."""
         return self._process is not None
 
+    @property
+    def ended(self) -> bool:
+        """Return whether nothing more will come."""
+        return self._process is None
+
     def poll(self) -> None:
         """Take in what has come; a process that ended early leaves a word about it."""
         if self._process is None or self._end is None:
