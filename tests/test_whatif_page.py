@@ -23,10 +23,7 @@ from theory.errors import InputError
 pytest.importorskip("nicegui", reason="the what-if page needs NiceGUI: pip install 'tierwise[web]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="driving the page needs playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
-    pytest.mark.xdist_group("whatif"),  # one server, one browser
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 LONG_MS = 90_000  # the longest anything here may take on a busy machine [ms]
 REQUESTS = "traffic.requests=2000"
 Page = Any

@@ -302,15 +302,17 @@ class Page:
 
     async def _work(self) -> None:
         """Answer what is wanted until nothing is."""
-        try:
-            while self.pending is not None:
-                (state, origin), self.pending = self.pending, None
-                await self._answered(state, origin)
-        except Exception as error:  # a defect of ours: said here, and the page goes on
-            self._say(f"This could not be answered ({type(error).__name__}: {error}). Move something else.", "wrong")
-        finally:
-            self.working = False
-        with self.figures:
+        with self.figures:  # a task of its own does not know its page otherwise
+            try:
+                while self.pending is not None:
+                    (state, origin), self.pending = self.pending, None
+                    await self._answered(state, origin)
+            except Exception as error:  # a defect of ours: said here, and the page goes on
+                self._say(
+                    f"This could not be answered ({type(error).__name__}: {error}). Move something else.", "wrong"
+                )
+            finally:
+                self.working = False
             ui.timer(CALM_S, self._after, once=True)
 
     async def _answered(self, state: State, origin: str | None) -> None:
