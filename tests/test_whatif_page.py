@@ -161,7 +161,7 @@ def test_three_moves_change_numbers_and_figures_the_right_way(opened: Callable[.
 
 def test_a_slider_moves_its_field(opened: Callable[..., Page]) -> None:
     page = opened()
-    page.locator('.tw-slider[aria-label="traffic.rate"]').focus()
+    page.locator('.tw-slider[aria-label="traffic.rate"] .q-slider__thumb').focus()
     before = card(page, "ttft")
     after(page, lambda: page.keyboard.press("ArrowLeft"))
     assert float(page.input_value('input[aria-label="traffic.rate"]')) < 12

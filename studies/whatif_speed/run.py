@@ -76,7 +76,7 @@ def moves(page: Any, count: int) -> dict[str, list[float]]:
     """Return the times of the moves of each control [ms]; intervals in between have come to rest."""
     found: dict[str, list[float]] = {}
     for name, path in SLIDERS.items():
-        handle = page.locator(f'.tw-slider[aria-label="{path}"]')
+        handle = page.locator(f'.tw-slider[aria-label="{path}"] .q-slider__thumb')
         handle.focus()
         keys = ["ArrowLeft", *["ArrowRight"] * 2, "ArrowLeft"] * count
         found[name] = [timed(page, lambda key=key: page.keyboard.press(key)) for key in keys[: 2 * count]]
