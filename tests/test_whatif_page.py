@@ -110,7 +110,7 @@ def type_in(page: Page, path: str, value: str) -> None:
 
 def choose(page: Page, path: str, name: str) -> None:
     page.click(f'[aria-label="{path}"]')
-    page.click(f'.q-menu .q-item:has-text("{name}")')
+    page.locator(".q-menu .q-item").get_by_text(name, exact=True).click()
 
 
 def card(page: Page, key: str) -> float:

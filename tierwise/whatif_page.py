@@ -82,7 +82,7 @@ class Page:
         self.working = False
         self.good = start  # the last state that was answered
         self.feasible = True  # whether that has a plan
-        self.count = 0  # answers so far
+        self.count = 1  # answers so far
         self.errors: dict[str, Any] = {}  # label of each field for what is wrong with it
         self.inputs: dict[str, Any] = {}
         self.scenario: Scenario
@@ -335,6 +335,7 @@ class Page:
         self.answer, self.confidence = answer, None
         self._say("", "")
         self._draw()
+        self._counted()
 
     async def _after(self) -> None:
         """Work out the intervals once the settings are at rest."""
@@ -370,22 +371,18 @@ class Page:
             self.plan.set_content(plan_table(self.answer))
             self.binds.set_text(binding(self.answer))
             self.note.set_text(provenance(self.answer))
-        self._counted()
 
     def _counted(self) -> None:
         """Note in the browser, after all that was drawn, how many answers there were and the way back to this one."""
         self.count += 1
-        if self.count > 1:
-            address = json.dumps("?" + self.state.query())
-            ui.run_javascript(
-                f"document.querySelector('.tw-count').textContent = {self.count};"
-                f"history.replaceState(null, '', {address})"
-            )
+        address = json.dumps("?" + self.state.query())
+        ui.run_javascript(
+            f"document.querySelector('.tw-count').textContent = {self.count}; history.replaceState(null, '', {address})"
+        )
 
     def _say(self, text: str, kind: str) -> None:
-        self.banner.set_text({"infeasible": "No plan keeps these constraints: ", "wrong": ""}.get(kind, "") + text)
+        self.banner.set_text(("No plan keeps these constraints: " if text and kind == "infeasible" else "") + text)
         self.banner.classes(replace=f"tw-banner tw-{kind}" if text else "tw-banner")
-        self.banner.set_visibility(bool(text))
         stale = "tw-stale" if text and kind == "infeasible" else ""
         self.figures.classes(add=stale, remove="" if stale else "tw-stale")
 
@@ -438,6 +435,7 @@ class Page:
         self._say("", "")
         self._controls()
         self._draw()
+        self._counted()
         await self._after()
 
     # --- simulation --------------------------------------------------------------------------------------------------
@@ -640,8 +638,8 @@ def plan_table(answer: Answer) -> str:
     used = dict(zip((g.tier for g in answer.chosen.groups), answer.search.used(answer.chosen), strict=True))
     for i, t in enumerate(explain.tiers(answer.problem, answer.space, answer.chosen)):
         group = answer.chosen.groups[i]
-        lengths = ", ".join(f"{lo}-{hi}: {n}" for lo, hi, n in t["schedule"][:4]) + (
-            " …" if len(t["schedule"]) > 4 else ""
+        lengths = ", ".join(f"{lo}-{hi}: {n}" for lo, hi, n in t["schedule"][:3]) + (
+            " …" if len(t["schedule"]) > 3 else ""
         )
         alpha = "-"
         if t["acceptance"] is not None:
@@ -667,8 +665,8 @@ def plan_table(answer: Answer) -> str:
         "draft",
         "draft length by batch",
         "acceptance",
-        "requests run",
-        "answered",
+        "run",
+        "end here",
         "full",
     )
     return f"<table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{''.join(rows)}</table>"
