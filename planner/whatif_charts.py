@@ -28,7 +28,7 @@ from .whatif import Answer, Confidence
 Array = NDArray[np.float64]
 Role = Literal["predicted", "simulated", "other", "tier0", "tier1", "tier2", "tier3"]
 Shape = Literal["line", "dashed", "step", "points", "open", "ring"]  # open: points that are not filled; ring: one point
-LOADS = 40  # rates at which the curves against load are worked out [-]
+LOADS = 32  # rates at which the curves against load are worked out [-]
 FAINTEST = 0.08  # of the stability limit, where curves against load begin [-]
 FULLEST = 0.985  # of the stability limit, where they end [-]
 SIMULATED_AT = (0.4, 0.7, 0.9)  # of the greatest load within the SLOs, besides the load asked about [-]
@@ -197,7 +197,7 @@ def against_load(answer: Answer, confidence: Confidence | None, simulated: tuple
         (
             Panel(cost, tuple(costs)),
             Panel(late, tuple(times)),
-            Panel(gain, tuple(_gains(answer, confidence, rates)), level=1.0),
+            Panel(gain, tuple(_gains(answer, confidence, rates, state.e2e_s)), level=1.0),
         ),
         marks=(("now", problem.rate), ("SLO limit", bears)),
     )
@@ -225,14 +225,20 @@ def _visits(answer: Answer) -> Array:
     return np.array([rule.visits[rule.tiers.index(g.tier)] for g in answer.chosen.groups])
 
 
-def _gains(answer: Answer, confidence: Confidence | None, rates: Array) -> list[Series]:
-    """Return how much faster a visit is with the draft length that is best for one request, by tier; and crossings."""
+def _gains(answer: Answer, confidence: Confidence | None, rates: Array, e2e_s: Array) -> list[Series]:
+    """Return how much faster drafts make a visit, by tier, scheduled or at the length best alone; and the crossings.
+
+    Parameters
+    ----------
+    e2e_s : ndarray
+        Mean time of a visit to each tier as planned, at each rate, tier by tier [s].
+    """
     groups = answer.chosen.groups
     fixed = [_fixed(answer, g) for g in groups]
     plain = [without_draft(answer.space, g) for g in groups]
     with np.errstate(invalid="ignore", divide="ignore"):
-        gain = _states(answer, plain, rates).e2e_s / _states(answer, fixed, rates).e2e_s
-        own = _states(answer, plain, rates).e2e_s / _states(answer, [g.service for g in groups], rates).e2e_s
+        alone = _states(answer, plain, rates).e2e_s
+        gain, own = alone / _states(answer, fixed, rates).e2e_s, alone / e2e_s
     series = []
     for group, ratio, scheduled in zip(groups, gain.reshape(-1, LOADS), own.reshape(-1, LOADS), strict=True):
         if group.service.draft is None:
