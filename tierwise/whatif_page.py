@@ -78,7 +78,7 @@ class Page:
         self.confidence: Confidence | None = None
         self.simulated: tuple[Simulated, ...] = ()
         self.verification: Verification | None = None
-        self.pending: tuple[State, str | None] | None = None
+        self.pending: tuple[State, Scenario, str | None] | None = None
         self.working = False
         self.good = start  # the last state that was answered
         self.feasible = True  # whether that has a plan
@@ -282,14 +282,14 @@ class Page:
         for path, value in moved:
             wanted = wanted.move(path, value)
         try:
-            self._checked(wanted)
+            scenario = self._checked(wanted)
         except InputError as error:
             self._mark(str(error), origin)
             return
         if origin is not None:
             self._mark("", origin)
         self.state = wanted
-        self.pending = (wanted, origin)
+        self.pending = (wanted, scenario, origin)
         if not self.working:
             self.working = True
             background_tasks.create(self._work())
@@ -305,8 +305,8 @@ class Page:
         with self.figures:  # a task of its own does not know its page otherwise
             try:
                 while self.pending is not None:
-                    (state, origin), self.pending = self.pending, None
-                    await self._answered(state, origin)
+                    (state, scenario, origin), self.pending = self.pending, None
+                    await self._answered(state, scenario, origin)
             except Exception as error:  # a defect of ours: said here, and the page goes on
                 self._say(
                     f"This could not be answered ({type(error).__name__}: {error}). Move something else.", "wrong"
@@ -315,9 +315,8 @@ class Page:
                 self.working = False
             ui.timer(CALM_S, self._after, once=True)
 
-    async def _answered(self, state: State, origin: str | None) -> None:
+    async def _answered(self, state: State, scenario: Scenario, origin: str | None) -> None:
         try:
-            scenario = self._checked(state)
             answer = await run.io_bound(self.planner.answer, scenario, state.folder)
             assert answer is not None
         except InputError as error:
