@@ -227,10 +227,10 @@ def test_what_is_exported_can_be_opened_again(opened: Callable[..., Page], tmp_p
     assert other.input_value('input[aria-label="traffic.rate"]') == "5.5"
 
     broken = tmp_path / "broken.yaml"
-    broken.write_text(scenario.read_text().replace("traffic:", "trafic:"))
+    broken.write_text(scenario.read_text() + "enginee: {}\n")
     other.set_input_files("input[type=file]", broken)
     other.wait_for_selector(".tw-banner.tw-wrong")
-    assert "Did you mean `traffic`?" in other.text_content(".tw-banner")
+    assert "Did you mean `engine`?" in other.text_content(".tw-banner")
     assert card(other, "cost") == cost
 
 
