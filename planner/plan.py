@@ -103,10 +103,10 @@ def plan_scenario(
         "shortlist": found.shortlist,
         "selection": found.selection,
         "baseline": baseline,
-        "frontier": _frontier(problem, candidates, vertices),
-        "lambda": (price := _price(problem, chosen, vertices, search.floor)),
+        "frontier": frontier_rows(problem, candidates, vertices),
+        "lambda": (price := shadow_price(problem, chosen, vertices, search.floor)),
         "load_prices": _load_prices(search, chosen, price["value"]),
-        "speculation": _speculation(problem, space, chosen),
+        "speculation": speculation(problem, space, chosen),
         "curves": curves(problem, space, chosen),
         "binding": explain.binding(problem, space, chosen, search.used(chosen)),
         "sensitivity": _sensitivity(search, chosen, candidates, progress),
@@ -183,7 +183,8 @@ def _only(search: Search, tier: int, drafts: bool) -> Search:
     return Search(search.problem, space, None)
 
 
-def _frontier(problem: Problem, candidates: list[Candidate], vertices: list[PlanVertex]) -> list[dict[str, Any]]:
+def frontier_rows(problem: Problem, candidates: list[Candidate], vertices: list[PlanVertex]) -> list[dict[str, Any]]:
+    """Return the plans that none beats, cheapest first, and the lambdas at which those on the hull are best."""
     on_hull = {id(v.candidate): v for v in vertices}
     rows = []
     for c in pareto(candidates):
@@ -209,7 +210,9 @@ def _open(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _price(problem: Problem, chosen: Candidate, vertices: list[PlanVertex], floor: float | None) -> dict[str, Any]:
+def shadow_price(
+    problem: Problem, chosen: Candidate, vertices: list[PlanVertex], floor: float | None
+) -> dict[str, Any]:
     """Return lambda of the plan: given, or the shadow price of the budget or floor that was given."""
     objective = problem.scenario.objective
     assert objective is not None
@@ -254,7 +257,8 @@ def _load_prices(search: Search, chosen: Candidate, lam: float | None) -> dict[s
     }
 
 
-def _speculation(problem: Problem, space: Space, chosen: Candidate) -> dict[str, Any]:
+def speculation(problem: Problem, space: Space, chosen: Candidate) -> dict[str, Any]:
+    """Return the draft lengths by batch, and the loads from which a fixed length hurts."""
     crossings = [crossover(problem, space, group) for group in chosen.groups]
     return {
         "schedule": {t["name"]: t["schedule"] for t in explain.tiers(problem, space, chosen)},

@@ -266,6 +266,16 @@ class TierChoice(_Strict):
         description="tier whose KV cache of the prompt is read by requests that escalate from it, in simulation; none: "
         "they compute the prompt again, as all do where the two tiers run different drafts",
     )
+    draft: str = Field(
+        "auto", description="draft used: auto, the best or none at all; none; or the model of one of `drafts`, always"
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> TierChoice:
+        known = ["auto", "none", *(d.model for d in self.drafts)]
+        if self.draft not in known:
+            raise ValueError(f"`draft` must be one of {', '.join(known)}; got {self.draft!r}")
+        return self
 
 
 class Signal(_Strict):
@@ -479,7 +489,12 @@ def load_scenario(source: str | Path = SHIPPED, overrides: Sequence[str] = ()) -
     InputError
         If the file is missing or no YAML, a key is unknown or repeated, or a value breaks its rule.
     """
-    text, folder = _read(source)
+    text, folder = read_scenario(source)
+    return scenario_of(text, overrides, str(source)), folder
+
+
+def scenario_of(text: str, overrides: Sequence[str] = (), source: str = "scenario") -> Scenario:
+    """Return the scenario of a YAML text with some settings changed; see :func:`load_scenario`."""
     try:
         data = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
@@ -487,10 +502,10 @@ def load_scenario(source: str | Path = SHIPPED, overrides: Sequence[str] = ()) -
         where = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise InputError(f"`{source}` must be valid YAML; got {problem}{where}. Mend the line.") from None
-    require(isinstance(data, dict), str(source), "must hold a mapping of scenario keys", type(data).__name__)
+    require(isinstance(data, dict), source, "must hold a mapping of scenario keys", type(data).__name__)
     for setting in overrides:
         _apply(data, setting)
-    return parse_scenario(data), folder
+    return parse_scenario(data)
 
 
 def parse_scenario(data: Mapping[str, Any]) -> Scenario:
@@ -507,7 +522,8 @@ def parse_scenario(data: Mapping[str, Any]) -> Scenario:
         raise InputError(_explain(error)) from None
 
 
-def _read(source: str | Path) -> tuple[str, Path]:
+def read_scenario(source: str | Path) -> tuple[str, Path]:
+    """Return the text of a shipped scenario or of a file, and the folder its relative paths start from."""
     if str(source) in shipped_scenarios():
         return (resources.files("planner") / "scenarios" / f"{source}.yaml").read_text(encoding="utf-8"), Path.cwd()
     path = Path(source)

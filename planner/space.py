@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from theory.specs import Deployment
 
 from .build import Problem
 from .predict import draft_degrees
-from .scenario import Slo
+from .scenario import Slo, TierChoice
 from .service import Load, Service, build_service
 
 Array = NDArray[np.float64]
@@ -33,6 +34,7 @@ class Space:
     services: tuple[tuple[Service, ...], ...]  # by tier
     capacity: tuple[Array, ...]  # by tier, greatest arrival rate of a replica that keeps the SLOs; 0: none [requests/s]
     excluded: tuple[str, ...]  # why other combinations cannot serve
+    drafted: tuple[bool, ...] = ()  # by tier, whether it must use its draft; none must by default
 
     def unit_cost(self, problem: Problem, tier: int) -> float:
         """Price of the GPU time of a visit to ``tier`` at the capacity of its best service; inf if none [USD]."""
@@ -52,6 +54,7 @@ def enumerate_space(problem: Problem) -> Space:
     load = Load.of(problem.workload)
     services: list[tuple[Service, ...]] = []
     excluded: list[str] = []
+    drafted = tuple(must_draft(choice) for choice in problem.scenario.tiers)
     for tier, choice in enumerate(problem.scenario.tiers):
         found: list[Service] = []
         for pool, tp in itertools.product(problem.pools, choice.tp):
@@ -60,27 +63,41 @@ def enumerate_space(problem: Problem) -> Space:
                 where = problem.where(deployment)
                 excluded.append(f"{choice.name} tp{tp}{where}: exceeds fleet.gpus = {pool.gpus}")
                 continue
-            for built in _of_degree(problem, deployment, tier, load):
+            for built in of_degree(problem, deployment, tier, load):
                 if isinstance(built, str):
                     excluded.append(built)
                 else:
                     found.append(built)
         services.append(tuple(found))
-    capacity = tuple(capacities(list(of_tier), load, problem.scenario.slo) for of_tier in services)
+    slo = problem.scenario.slo
+    capacity = tuple(allowed(s, capacities(list(s), load, slo), d) for s, d in zip(services, drafted, strict=True))
     if not any(np.any(c > 0) for c in capacity):
-        raise InfeasibleError(_nothing(problem, services, load, excluded))
-    return Space(load, tuple(services), capacity, tuple(excluded))
+        raise InfeasibleError(nothing(problem, services, load, excluded))
+    return Space(load, tuple(services), capacity, tuple(excluded), drafted)
+
+
+def must_draft(choice: TierChoice) -> bool:
+    """Return whether a tier may not run without a draft."""
+    return choice.draft not in ("auto", "none")
+
+
+def allowed(services: Sequence[Service], capacity: Array, drafted: bool) -> Array:
+    """Return the capacities with those of services without a draft set to 0 where the tier must use one."""
+    return np.where([drafted and s.draft is None for s in services], 0.0, capacity) if len(services) else capacity
 
 
 def under_slo(analytic: Space, known: Space, slo: Slo) -> Space:
     """Return the space under other objectives; what is known of a capacity keeps its ratio to the analytic one."""
-    after = tuple(capacities(list(s), analytic.load, slo) for s in analytic.services)
+    drafted = analytic.drafted or (False,) * len(analytic.services)
+    each = zip(analytic.services, drafted, strict=True)
+    after = tuple(allowed(s, capacities(list(s), analytic.load, slo), d) for s, d in each)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = [np.where(a > 0, k / a, 1.0) for k, a in zip(known.capacity, analytic.capacity, strict=True)]
     return replace(known, capacity=tuple(r * c for r, c in zip(ratios, after, strict=True)))
 
 
-def _of_degree(problem: Problem, deployment: Deployment, tier: int, load: Load) -> list[Service | str]:
+def of_degree(problem: Problem, deployment: Deployment, tier: int, load: Load) -> list[Service | str]:
+    """Return the services of a tier on one degree of one pool, or why they cannot be: without a draft, then with."""
     profile, choice = problem.pool(deployment).profile, problem.scenario.tiers[tier]
     built: list[Service | str] = []
     for seqs in choice.max_num_seqs or [deployment.limits.max_num_seqs]:
@@ -90,6 +107,8 @@ def _of_degree(problem: Problem, deployment: Deployment, tier: int, load: Load) 
         if isinstance(plain, str):  # what does not fit alone does not fit beside a draft
             break
         for draft, asked in zip(problem.drafts[tier], choice.drafts, strict=True):
+            if choice.draft not in ("auto", asked.model):
+                continue
             for degree, length in itertools.product(draft_degrees(draft.model, deployment.tp), asked.draft_lengths):
                 fixed = None if length == "auto" else length
                 built.append(build_service(tier, limited, profile, replace(draft, tp=degree), load, fixed))
@@ -141,31 +160,42 @@ def capacities(services: list[Service], load: Load, slo: Slo) -> Array:
     if not services:
         return np.zeros(0)
     limit = occupancy(services, np.full(len(services), 1e-9), load).rate_limit
-    low, high = _bracket(services, limit[:, None] * RATE_GRID, load, slo)
+    low, high = _bracket(services, limit[:, None] * RATE_GRID, load, slo, 8)
     fine = low[:, None] + (high - low)[:, None] * np.linspace(0.0, 1.0, 13)
-    return _bracket(services, np.maximum(fine, 1e-9), load, slo)[0]
+    return _bracket(services, np.maximum(fine, 1e-9), load, slo, 4)[0]
 
 
-def _bracket(services: list[Service], rates: Array, load: Load, slo: Slo) -> tuple[Array, Array]:
-    """Return for each service the last rate that keeps the SLOs before the first that does not, and that one."""
-    count = rates.shape[1]
-    repeated = [s for s in services for _ in range(count)]
-    state = occupancy(repeated, rates.ravel(), load)
-    good = within(state, slo).reshape(rates.shape)
-    first_bad = np.where(good.all(axis=1), count, np.argmin(good, axis=1))
-    row = np.arange(len(services))
+def _bracket(services: list[Service], rates: Array, load: Load, slo: Slo, stride: int) -> tuple[Array, Array]:
+    """Return for each service the last rate that keeps the SLOs before the first that does not, and that one.
+
+    Waits grow with the load, so that every ``stride``-th rate is tried first, then those before the first bad one.
+    """
+    row, count = np.arange(len(services)), rates.shape[1]
+    tried = np.arange(stride - 1, count + stride - 1, stride).clip(max=count - 1)
+    block = _first_bad(services, rates[:, tried], load, slo)
+    inner = block[:, None] * stride + np.arange(stride - 1)
+    within_block = _first_bad(services, rates[row[:, None], np.minimum(inner, count - 1)], load, slo)
+    first_bad = np.minimum(block * stride + within_block, count)
     low = np.where(first_bad > 0, rates[row, np.maximum(first_bad - 1, 0)], 0.0)
     return low, rates[row, np.minimum(first_bad, count - 1)]
+
+
+def _first_bad(services: list[Service], rates: Array, load: Load, slo: Slo) -> NDArray[np.int64]:
+    """Return the index of the first rate of each service that does not keep the SLOs, their number if all do."""
+    repeated = [s for s in services for _ in range(rates.shape[1])]
+    good = within(occupancy(repeated, rates.ravel(), load), slo).reshape(rates.shape)
+    return np.asarray(np.where(good.all(axis=1), rates.shape[1], np.argmin(good, axis=1)))
 
 
 def within(state: Occupancy, slo: Slo) -> NDArray[np.bool_]:
     """Return where a steady state keeps the SLOs of a visit."""
     with np.errstate(invalid="ignore"):
-        ttft = queueing.ttft_quantile(state, P99)
-        return np.asarray(state.stable & (state.tpot_s <= slo.tpot_mean_s) & (ttft <= slo.ttft_p99_s))
+        late = queueing.ttft_tail(state, slo.ttft_p99_s)
+        return np.asarray(state.stable & (state.tpot_s <= slo.tpot_mean_s) & (late <= 1 - P99))
 
 
-def _nothing(problem: Problem, services: list[tuple[Service, ...]], load: Load, excluded: list[str]) -> str:
+def nothing(problem: Problem, services: Sequence[tuple[Service, ...]], load: Load, excluded: Sequence[str]) -> str:
+    """Return why no service keeps the SLOs at any load, and what comes nearest."""
     flat = [s for of_tier in services for s in of_tier]
     if not flat:
         return f"nothing fits: {excluded[0]}. Allow more GPUs per replica (tiers.tp), fp8, or a smaller model."

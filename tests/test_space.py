@@ -9,11 +9,11 @@ import pytest
 
 from planner.build import Problem, resolve
 from planner.frontier import hull, pareto, slope
-from planner.scenario import load_scenario
+from planner.scenario import Slo, load_scenario
 from planner.search import Search, quality_floor
 from planner.service import Load, build_service
 from planner.simulate import keeps, measured_capacity, run_at
-from planner.space import Space, congestion, enumerate_space, occupancy
+from planner.space import RATE_GRID, Space, _bracket, congestion, enumerate_space, occupancy
 from theory.errors import InfeasibleError
 
 
@@ -50,6 +50,19 @@ def test_simulated_capacity_is_near_the_analytic_one(
     simulated = measured_capacity(service, problem.workload, problem.scenario.slo, analytic, seed=3)
     assert simulated == pytest.approx(analytic, rel=0.15)
     assert not keeps(run_at(service, problem.workload, 1.3 * analytic, seed=3), problem.scenario.slo)
+
+
+def test_a_coarse_search_finds_the_capacity_of_a_full_one(problem: Problem, space: Space) -> None:
+    """Trying every 8th rate first loses nothing, because waits grow with the load."""
+    services = [s for of_tier in space.services for s in of_tier]
+    limit = occupancy(services, np.full(len(services), 1e-9), space.load).rate_limit
+    rates = limit[:, None] * RATE_GRID
+    for slo in (Slo(), Slo(ttft_p99_s=0.3), Slo(ttft_p99_s=5.0, tpot_mean_s=0.015)):
+        full = _bracket(services, rates, space.load, slo, len(RATE_GRID))
+        for found, all_tried in zip(_bracket(services, rates, space.load, slo, 8), full, strict=True):
+            assert np.array_equal(found, all_tried)
+    other = _bracket(services, rates, space.load, Slo(ttft_p99_s=0.1), 8)
+    assert not np.array_equal(other[0], full[0])  # the test can fail
 
 
 def test_congestion_is_the_occupancy_it_was_taken_from(space: Space) -> None:

@@ -580,7 +580,35 @@ def _products(
     precision: Precision,
     head: bool,
 ) -> tuple[Array, Array, Array]:
-    """Return the weights and the compute part of all matrix products [s] and the sum of their squared times [s^2]."""
+    """Return the weights and the compute part of all matrix products [s] and the sum of their squared times [s^2].
+
+    They do not depend on the context, so those of a grid are kept: planners ask for the same grid at many contexts.
+    """
+    if work.tokens.size < _KEPT_FROM:
+        return _products_of(model, a, e, work, tp, precision, head)
+    grids = [(x.shape, x.tobytes()) for x in (work.tokens, work.sampled, tp)]
+    key = (model, a, e, precision, head, *grids)
+    if key not in _PRODUCTS:
+        if len(_PRODUCTS) >= _KEPT:
+            _PRODUCTS.clear()
+        _PRODUCTS[key] = _products_of(model, a, e, work, tp, precision, head)
+    return _PRODUCTS[key]
+
+
+_PRODUCTS: dict[tuple[object, ...], tuple[Array, Array, Array]] = {}
+_KEPT = 256  # grids remembered at most [-]
+_KEPT_FROM = 64  # points of a grid from which it is [-]
+
+
+def _products_of(
+    model: Transformer,
+    a: Accelerator,
+    e: Efficiency,
+    work: Pass,
+    tp: NDArray[np.int64],
+    precision: Precision,
+    head: bool,
+) -> tuple[Array, Array, Array]:
     zero = np.zeros(())
     weights, compute, squares = zero, zero, zero
     for rows, call in _calls(model, work, tp, precision, e.down_boost, head):

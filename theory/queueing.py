@@ -23,6 +23,7 @@ What an engine adds to the ideal queue comes in as separate terms, each zero by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -505,6 +506,36 @@ def ttft_quantile(state: Occupancy, probability: float) -> Array:
     """
     require(0.0 < probability < 1.0, "probability", "must lie inside (0, 1) [-]", probability)
     live, beyond = state.stable, 1.0 - probability
+    tail, wait, rate, laws = _first_token_tail(state)
+    f = FirstToken(*(np.where(live, x, 1.0) for x in state.first))
+    low = np.zeros_like(rate)
+    high = f.late_s + np.log1p(1.0 / beyond) / rate * (wait > 0) + sum(span for span, _ in laws[1:])
+    high = high + sum(np.exp(law[0] + 9.0 * law[1]) for _, law in laws)
+    for _ in range(30):  # halvings
+        middle = (low + high) / 2
+        above = tail(middle) > beyond
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.asarray(np.where(live, high, np.inf))
+
+
+def ttft_tail(state: Occupancy, time: ArrayLike) -> Array:
+    """Return P(the time to first token exceeds ``time``), (C,), 1 where unstable; what :func:`ttft_quantile` inverts.
+
+    Examples
+    --------
+    >>> state = occupancy(5.0, 100, np.full(64, 0.01), prefill_time=0.005, prefill_steps=1)
+    >>> bool(abs(ttft_tail(state, ttft_quantile(state, 0.99))[0] - 0.01) < 1e-6)
+    True
+    """
+    tail, *_ = _first_token_tail(state)
+    return np.where(state.stable, tail(np.broadcast_to(np.asarray(time, dtype=np.float64), state.rate.shape)), 1.0)
+
+
+def _first_token_tail(
+    state: Occupancy,
+) -> tuple[Callable[[Array], Array], Array, Array, list[tuple[Array, _Law]]]:
+    """Return the tail as a function of time, P(wait) and its rate, and (running round, own step) of each case."""
+    live = state.stable
     f = FirstToken(*(np.where(live, x, 1.0) for x in state.first))
     wait, rate = np.where(live, state.p_wait, 0.0), np.where(live, state.queue_rate, 1.0)
     alone = _log_normal(f.alone_s, f.prompt_cv2 * f.prompt_s**2)
@@ -516,14 +547,7 @@ def ttft_quantile(state: Occupancy, probability: float) -> Array:
             p = p + f.p_join * share * (_integral(x, law) - _integral(x - span, law)) / span
         return np.asarray(p)
 
-    low = np.zeros_like(rate)
-    high = f.late_s + np.log1p(1.0 / beyond) / rate * (wait > 0) + sum(span for _, span, _ in joined)
-    high = high + sum(np.exp(law[0] + 9.0 * law[1]) for law in (alone, *(law for _, _, law in joined)))
-    for _ in range(30):  # halvings
-        middle = (low + high) / 2
-        above = tail(middle) > beyond
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return np.asarray(np.where(live, high, np.inf))
+    return tail, wait, rate, [(np.zeros_like(rate), alone), *((span, law) for _, span, law in joined)]
 
 
 _Law = tuple[Array, Array]  # mean and deviation of the logarithm

@@ -297,6 +297,19 @@ def plan(
 
 
 @app.command()
+def whatif(
+    scenario: ScenarioArgument = None,
+    port: Annotated[int, typer.Option(help="port to listen at")] = 8080,
+    host: Annotated[str, typer.Option(help="address to listen at; only this machine by default")] = "127.0.0.1",
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="do not open a browser on the page")] = False,
+) -> None:
+    """Serve a local page on which a scenario's settings move and its plan moves with them."""
+    from .whatif import serve
+
+    serve(scenario, host, port, not no_browser)
+
+
+@app.command()
 def observe(
     source: Annotated[
         str, typer.Argument(help="http:// address of a server, or a result of vllm bench serve, guidellm or aiperf")
