@@ -31,6 +31,7 @@ SHARP = Efficiency(gemm_knee=8.0)  # vLLM's products show a sharp knee; held, si
 DATE = "2026-11-21"  # of the fit
 VIDUR = "microsoft/vidur commit 7d47513 (MIT), cuBLAS fp16 and NCCL; attention: vLLM 0.14.0 by ai-dynamo/aiconfigurator"
 AIC = "ai-dynamo/aiconfigurator 0.12.0 (Apache-2.0), vLLM 0.24.0"
+TRTLLM = "trtllm-1.3.0rc20"  # engine of the bf16 products
 
 
 def only(kernels: Kernels, name: str) -> Kernels:
@@ -56,7 +57,7 @@ def served(profile: Profile) -> Profile:
 
 
 def profiles(data: Path, every: int) -> list[Profile]:
-    """Return the four profiles."""
+    """Return the six profiles."""
     vidur, aic = data / "vidur", data / "aiconfigurator"
     h100, h200, a100 = (accelerator(n) for n in ("h100-sxm", "h200-sxm", "a100-80g-sxm"))
     elements = only(read_vidur_layers(vidur, "h100"), "elementwise")
@@ -81,7 +82,20 @@ def profiles(data: Path, every: int) -> list[Profile]:
     last = fit_profile(
         thin(read_vidur(vidur, "a100"), every), a100, "a100-80g-sxm", "cuBLAS + NCCL kernels", source=VIDUR, date=DATE
     )
-    return [first, served(second), served(third), last]
+    own = [
+        fit_profile(
+            thin(serving_rows(read_aiconfigurator(aic, device, TRTLLM)), every),
+            gpu,
+            f"{gpu.name}-trtllm",
+            "TensorRT-LLM bf16 products; fp8, attention and all-reduces of vLLM",
+            replace(of_vllm.efficiency, down_boost=1.0),
+            ("gemm_knee",),
+            f"{AIC}; bf16 products: TensorRT-LLM 1.3.0rc20",
+            DATE,
+        )
+        for device, gpu, of_vllm in (("h100", h100, second), ("h200", h200, third))
+    ]
+    return [first, served(second), served(own[0]), served(third), served(own[1]), last]
 
 
 def readme(found: list[Profile]) -> str:
