@@ -100,6 +100,7 @@ def test_what_cannot_be_predicted_is_skipped_and_counted(tmp_path: Path) -> None
         ({"silicon_tpot_ms": "-1"}, "line 2, silicon_tpot_ms"),
         ({"batch_size": "many"}, "line 2, batch_size"),
         ({"precision": "int3"}, "line 2, precision"),
+        ({"batch_size": "1e9"}, "line 2, batch_size"),
         ({"model_path": "who/knows"}, "must hold points of dense models"),
     ],
 )
@@ -254,6 +255,17 @@ def test_validation_counts_suspect_points_apart(tmp_path: Path) -> None:
     assert result["ttft"]["mape"] == 0
     assert len(rows) == 3
     assert [g["model"] for g in result["by_group"]] == ["llama-3.1-8b"]
+
+
+def test_points_that_are_refused_are_counted_by_name(tmp_path: Path) -> None:
+    long, odd = {"isl": "4000000", "id": "long"}, {"tp_size": "3", "id": "odd"}
+    result, rows = validate_serving(written(tmp_path, {}, long, odd), predict_point)
+    assert rows["name"].tolist() == ["one"]
+    reasons = " | ".join(result["skipped"])
+    assert "long: `csv` must hold points whose requests fit the KV cache" in reasons
+    assert "odd: `tp` must split" in reasons
+    with pytest.raises(InputError, match=r"a point that can be predicted.*odd"):
+        validate_serving(written(tmp_path, odd), predict_point)
 
 
 @pytest.mark.skipif(not DATA.is_file(), reason="the measured serving points are not here")

@@ -12,7 +12,10 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from calibration.fit import fit_profile
+import numpy as np
+from scipy.linalg import block_diag
+
+from calibration.fit import BLOCKS, fit_profile
 from calibration.profiles import FOLDER, save_profile
 from calibration.readers import (
     Kernels,
@@ -82,20 +85,31 @@ def profiles(data: Path, every: int) -> list[Profile]:
     last = fit_profile(
         thin(read_vidur(vidur, "a100"), every), a100, "a100-80g-sxm", "cuBLAS + NCCL kernels", source=VIDUR, date=DATE
     )
-    own = [
-        fit_profile(
-            thin(serving_rows(read_aiconfigurator(aic, device, TRTLLM)), every),
-            gpu,
-            f"{gpu.name}-trtllm",
-            "TensorRT-LLM bf16 products; fp8, attention and all-reduces of vLLM",
-            replace(of_vllm.efficiency, down_boost=1.0),
-            ("gemm_knee",),
-            f"{AIC}; bf16 products: TensorRT-LLM 1.3.0rc20",
-            DATE,
-        )
-        for device, gpu, of_vllm in (("h100", h100, second), ("h200", h200, third))
-    ]
-    return [first, served(second), served(own[0]), served(third), served(own[1]), last]
+    of_vllm = [served(second), served(third)]
+    own = [with_products(aic, d, p, every) for d, p in zip(("h100", "h200"), of_vllm, strict=True)]
+    return [first, *of_vllm, *own, last]
+
+
+def with_products(folder: Path, device: str, profile: Profile, every: int) -> Profile:
+    """Return the profile of a device with bf16 products fitted to TensorRT-LLM's in the place of vLLM's."""
+    table = serving_rows(read_aiconfigurator(folder, device, TRTLLM, fp8=False))
+    gpu = accelerator(profile.accelerator)
+    start = replace(profile.efficiency, down_boost=1.0)
+    fit = fit_profile(thin(only(table, "gemm"), every), gpu, f"{gpu.name}-trtllm", "", start, ("gemm_knee",))
+    products = next(b for b in BLOCKS if b.name == "gemm").parameters
+    rest = [i for i, p in enumerate(profile.parameters) if p not in products]
+    covariance = block_diag(fit.covariance, np.array(profile.covariance)[np.ix_(rest, rest)])
+    return replace(
+        fit,
+        engine="TensorRT-LLM bf16 products; fp8, attention and all-reduces of vLLM",
+        parameters=(*fit.parameters, *(profile.parameters[i] for i in rest)),
+        covariance=tuple(tuple(map(float, row)) for row in covariance),
+        residual=dict(profile.residual) | {"gemm": fit.residual["gemm"]},
+        allreduce=profile.allreduce,
+        rows=f"{fit.rows.split(';')[0]}; all else: as {profile.name}, which says {profile.rows}",
+        source=f"{profile.source}; bf16 products: TensorRT-LLM 1.3.0rc20 by ai-dynamo/aiconfigurator 0.12.0",
+        date=DATE,
+    )
 
 
 def readme(found: list[Profile]) -> str:
