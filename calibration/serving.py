@@ -26,6 +26,7 @@ from .validate import WORST, error_summary
 
 PROTOCOLS = Path(__file__).parent / "protocols.toml"
 MILLISECOND = 1e-3  # [s]
+MOST_CLIENTS = 65536  # of a point; more are a slip of the pen [-]
 TEXT = ("id", "backend", "backend_version", "model_path", "system", "precision", "mode")
 WHOLE = ("isl", "osl", "batch_size", "tp_size")
 NUMBERS = (*WHOLE, "silicon_ttft_ms", "silicon_tpot_ms")
@@ -250,6 +251,8 @@ def _protocol(row: dict[str, str], sizes: dict[str, float], rules: Sequence[Prot
 def _point(row: dict[str, str], sizes: dict[str, float], protocol: Protocol, apart: Apart, line: int) -> ServingPoint:
     given = row["precision"]
     require(given in ("", *PRECISION_BYTES), f"line {line}, precision", f"must be {', '.join(PRECISION_BYTES)}", given)
+    clients = int(sizes["batch_size"])
+    require(clients <= MOST_CLIENTS, f"line {line}, batch_size", f"must be at most {MOST_CLIENTS} clients", clients)
     precision: Precision = "fp8" if (given or protocol.precision) == "fp8" else "bf16"
     return ServingPoint(
         name=row["id"],
@@ -259,7 +262,7 @@ def _point(row: dict[str, str], sizes: dict[str, float], protocol: Protocol, apa
         accelerator=row["system"].replace("_", "-"),
         precision=precision,
         tp=int(sizes["tp_size"]),
-        clients=int(sizes["batch_size"]),
+        clients=clients,
         prompt=int(sizes["isl"]),
         output=int(sizes["osl"]),
         ttft_s=sizes["silicon_ttft_ms"] * MILLISECOND,
@@ -282,41 +285,39 @@ def _number(row: dict[str, str], column: str, line: int, whole: bool = False) ->
 # --- predicted against measured --------------------------------------------------------------------------------------
 
 
-def compare(
-    points: Sequence[ServingPoint], predict: Predict, done: Callable[[int], None] = lambda _: None
-) -> pd.DataFrame:
+def compare(points: Sequence[ServingPoint], predict: Predict) -> pd.DataFrame:
     """Return the points as rows with what is predicted and its errors (predicted / measured - 1)."""
-    rows = []
-    for i, point in enumerate(points):
-        said = predict(point)
-        rows.append(
-            {
-                "name": point.name,
-                "model": point.model,
-                "system": point.accelerator,
-                "backend": point.engine,
-                "precision": point.precision,
-                "tp": point.tp,
-                "clients": point.clients,
-                "prompt": point.prompt,
-                "output": point.output,
-                "ttft_s": point.ttft_s,
-                "ttft_predicted_s": said.ttft_s,
-                "ttft_error": said.ttft_s / point.ttft_s - 1,
-                "tpot_s": point.tpot_s,
-                "tpot_predicted_s": said.tpot_s,
-                "tpot_error": said.tpot_s / point.tpot_s - 1,
-                "apart": point.apart,
-            }
-        )
-        done(i + 1)
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_row(point, predict(point)) for point in points])
+
+
+def _row(point: ServingPoint, said: Prediction) -> dict[str, Any]:
+    return {
+        "name": point.name,
+        "model": point.model,
+        "system": point.accelerator,
+        "backend": point.engine,
+        "precision": point.precision,
+        "tp": point.tp,
+        "clients": point.clients,
+        "prompt": point.prompt,
+        "output": point.output,
+        "ttft_s": point.ttft_s,
+        "ttft_predicted_s": said.ttft_s,
+        "ttft_error": said.ttft_s / point.ttft_s - 1,
+        "tpot_s": point.tpot_s,
+        "tpot_predicted_s": said.tpot_s,
+        "tpot_error": said.tpot_s / point.tpot_s - 1,
+        "apart": point.apart,
+    }
 
 
 def validate_serving(
     path: Path, predict: Predict, protocols: Path = PROTOCOLS, done: Callable[[int, int], None] = lambda _i, _n: None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return how far ``predict`` is from the serving points of a file, nothing fitted, and the rows that say so.
+
+    A point that ``predict`` refuses (weights or requests that do not fit, a degree that does not split the model) is
+    counted with the reason, like a row that cannot be read as a point.
 
     Returns
     -------
@@ -328,10 +329,19 @@ def validate_serving(
     Raises
     ------
     InputError
-        As :func:`read_serving`.
+        As :func:`read_serving`, or if no point is left.
     """
     serving = read_serving(path, protocols)
-    rows = compare(serving.points, predict, lambda i: done(i, len(serving.points)))
+    found: list[dict[str, Any]] = []
+    skipped = Counter(serving.skipped)
+    for i, point in enumerate(serving.points):
+        try:
+            found.append(_row(point, predict(point)))
+        except InputError as error:
+            skipped[f"{point.name}: {error}"] += 1
+        done(i + 1, len(serving.points))
+    require(bool(found), "csv", "must hold a point that can be predicted", dict(skipped))
+    rows = pd.DataFrame(found)
     kept, suspect = rows[rows["apart"] != "suspect"], rows[rows["apart"] == "suspect"]
     require(not kept.empty, "csv", "must hold a point that is not set apart as suspect", len(suspect))
     groups = kept.groupby(["model", "system", "backend"], sort=True)
@@ -341,7 +351,7 @@ def validate_serving(
         "by_group": [dict(zip(("model", "system", "backend"), k, strict=True)) | summaries(g) for k, g in groups],
         "worst": _worst(kept),
         "suspect": summaries(suspect) if len(suspect) else None,
-        "skipped": serving.skipped,
+        "skipped": dict(skipped),
     }
     return result, rows
 

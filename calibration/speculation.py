@@ -82,9 +82,10 @@ def read_published(path: Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If the file is no CSV, lacks a column, or holds a value that no measurement has (the line is named).
+        If the file is no CSV, lacks a column, holds a value that no measurement has (the line is named), or no row.
     """
     table = _read(path, (*TEXT, *RULES))
+    require(len(table) > 0, "csv", "must hold at least one measurement", path.name)
     for column, rule in RULES.items():
         table[column] = _numbers(table[column], column, rule, path.name)
     return table

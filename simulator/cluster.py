@@ -255,7 +255,7 @@ def simulate_cluster(
 def _reads(tiers: Sequence[TierSetup], tier: int, paths: Paths) -> NDArray[np.bool_]:
     """Return which requests have run the earlier tier whose KV cache this one reads, (n,)."""
     earlier = [i for i in range(tier) if tiers[i].name == tiers[tier].kv_from]
-    return paths.visits[:, earlier].any(axis=1)
+    return np.asarray(paths.visits[:, earlier].any(axis=1))
 
 
 def replace_requests(workload: Workload, who: NDArray[np.intp], arrival: FloatArray, output: IntArray) -> Workload:

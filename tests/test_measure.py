@@ -184,6 +184,42 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(tiny: Path, tmp_path: Pat
     assert (result["measured_before"], result["measured"]) == (len(kept), 8 - len(kept))
 
 
+def test_a_run_that_is_killed_goes_on(tiny: Path, tmp_path: Path) -> None:
+    """SIGKILL leaves no time to say anything: rows are on disk as they are measured, the lock is gone."""
+    out = tmp_path / "a.csv"
+    args = ("measure", str(tiny), "--output", str(out), "--batch", "1,2,3,4,5,6,7", "--context", "16", "--new", "1")
+    command = [sys.executable, "-m", "tierwise", *args, "--prefill", "16", "--repeats", "60"]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and (not out.exists() or out.read_text().count(",ok,") < 2):
+        time.sleep(0.05)
+    running.kill()
+    running.wait(timeout=60)
+    kept = out.read_text().count(",ok,")
+    assert 2 <= kept < 8
+    grid = Grid(batch=tuple(range(1, 8)), context=(16,), new=(1,), prefill=(16,))
+    result = measure(plan_run(Request(models=(str(tiny),), grid=grid, repeats=60)), out, silent)
+    assert result["measured_before"] + result["measured"] == 8
+    assert result["measured_before"] in (kept, kept - 1)  # the last row may be cut off
+
+
+def test_two_processes_split_a_model(tiny: Path, tmp_path: Path) -> None:
+    """Tensor parallelism as the recipe runs it, with two processes of a CPU for two GPUs."""
+    out = tmp_path / "a.csv"
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tierwise")
+    asked = ("measure", str(tiny), "--tp", "1,2", "--batch", "1,2", "--context", "16", "--new", "1", "--prefill", "16")
+    command = [sys.executable, "-m", *launch, *asked, "--repeats", "3", "--output", str(out), "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["measured"] == 3
+    found = read_measurements(out)
+    assert {p.tp for p in found.done()} == {2}
+    grid = Grid(batch=(1, 2), context=(16,), new=(1,), prefill=(16,))
+    alone = measure(plan_run(Request(models=(str(tiny),), tp=(1, 2), grid=grid, repeats=3)), out, silent)
+    assert (alone["points"], alone["measured"]) == (3, 3)  # the launch for one device, into the same file
+    assert {p.tp for p in read_measurements(out).done()} == {1, 2}
+
+
 def test_points_that_do_not_fit_are_kept_as_such_and_smaller_ones_timed(tiny: Path, tmp_path: Path) -> None:
     """Real allocations that fail: the address space of this process is limited while it measures."""
     out = tmp_path / "a.csv"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from calibration.engines import EngineTimes, engine_times, fit_times, slower, with_times
+from calibration.fit import BLOCKS
 from calibration.profiles import fused, load_profile
 from calibration.serving import (
     PROTOCOLS,
@@ -100,6 +101,7 @@ def test_what_cannot_be_predicted_is_skipped_and_counted(tmp_path: Path) -> None
         ({"silicon_tpot_ms": "-1"}, "line 2, silicon_tpot_ms"),
         ({"batch_size": "many"}, "line 2, batch_size"),
         ({"precision": "int3"}, "line 2, precision"),
+        ({"batch_size": "1e9"}, "line 2, batch_size"),
         ({"model_path": "who/knows"}, "must hold points of dense models"),
     ],
 )
@@ -235,6 +237,18 @@ def test_fused_kernels_are_never_slower() -> None:
         assert other[0] < own[0]
 
 
+@pytest.mark.parametrize(("own", "other"), [("h100-sxm-trtllm", "h100-sxm-vllm"), ("h200-sxm-trtllm", "h200-sxm")])
+def test_only_the_products_of_tensorrt_llm_are_its_own(own: str, other: str) -> None:
+    mine, theirs = load_profile(own), load_profile(other)
+    different = {
+        f.name for f in fields(Efficiency) if getattr(mine.efficiency, f.name) != getattr(theirs.efficiency, f.name)
+    }
+    assert {"gemm_start", "gemm_bandwidth", "gemm_flops"} <= different
+    assert different <= set(next(b for b in BLOCKS if b.name == "gemm").parameters)
+    assert mine.allreduce == theirs.allreduce
+    assert set(mine.parameters) - set(theirs.parameters) <= different
+
+
 def test_memory_as_a_share_of_what_is_left() -> None:
     p = point(engine="trtllm", protocol=Protocol("trtllm", source="t"))
     d = deployed(p, engine_times("trtllm", "h100-sxm"))
@@ -254,6 +268,17 @@ def test_validation_counts_suspect_points_apart(tmp_path: Path) -> None:
     assert result["ttft"]["mape"] == 0
     assert len(rows) == 3
     assert [g["model"] for g in result["by_group"]] == ["llama-3.1-8b"]
+
+
+def test_points_that_are_refused_are_counted_by_name(tmp_path: Path) -> None:
+    long, odd = {"isl": "4000000", "id": "long"}, {"tp_size": "3", "id": "odd"}
+    result, rows = validate_serving(written(tmp_path, {}, long, odd), predict_point)
+    assert rows["name"].tolist() == ["one"]
+    reasons = " | ".join(result["skipped"])
+    assert "long: `csv` must hold points whose requests fit the KV cache" in reasons
+    assert "odd: `tp` must split" in reasons
+    with pytest.raises(InputError, match=r"a point that can be predicted.*odd"):
+        validate_serving(written(tmp_path, odd), predict_point)
 
 
 @pytest.mark.skipif(not DATA.is_file(), reason="the measured serving points are not here")

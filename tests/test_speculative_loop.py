@@ -56,21 +56,23 @@ def generator(seed: int) -> torch.Generator:
 def pair() -> tuple[CachedModel, CachedModel]:
     """Two small random transformers of one vocabulary."""
 
-    def net(seed: int, layers: int, width: int) -> CachedModel:
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=64,
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            initializer_range=0.15,
-        )
-        return CachedModel(LlamaForCausalLM(config))
+    return network(0, 3, 64), network(1, 1, 32)
 
-    return net(0, 3, 64), net(1, 1, 32)
+
+def network(seed: int, layers: int, width: int, vocab: int = 64) -> CachedModel:
+    """A small random transformer."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.15,
+    )
+    return CachedModel(LlamaForCausalLM(config))
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 4])
@@ -87,6 +89,33 @@ def test_pairs_of_tokens_have_the_law_of_the_target(gamma: int) -> None:
     assert stats.chisquare(seen.ravel(), expected.ravel()).pvalue > 1e-4
     wrong = np.linalg.matrix_power(draft.law.numpy(), 3)[0][:, None] * draft.law.numpy() * len(runs)
     assert stats.chisquare(seen.ravel(), wrong.ravel() * seen.sum() / wrong.sum()).pvalue < 1e-6  # not the draft's
+
+
+def test_transformers_with_their_caches_keep_the_law_of_the_target() -> None:
+    """The same at a temperature, with networks: pairs of tokens against the target's law, told token by token."""
+    target, draft, prompt, temperature = network(5, 2, 32, VOCAB), network(6, 1, 16, VOCAB), [1, 4, 2], 0.7
+    rng = generator(9)
+    seen = np.zeros((VOCAB, VOCAB))
+    for _ in range(400):
+        first, second = speculate(target, draft, prompt, 2, 2, temperature, rng).tokens
+        seen[first, second] += 1
+
+    def law(model: CachedModel) -> np.ndarray:
+        """Probability of each pair after the prompt."""
+        pairs = np.zeros((VOCAB, VOCAB))
+        for token in range(VOCAB):
+            model.forget(0)
+            laws = torch.softmax(model.read([*prompt, token])[-2:].double() / temperature, -1).numpy()
+            pairs[token] = laws[0, token] * laws[1]
+        return pairs
+
+    expected = law(target) * seen.sum()
+    common = expected >= 5  # cells of a chi-square test
+    lumped = np.append(seen[common], seen[~common].sum()), np.append(expected[common], expected[~common].sum())
+    keep = lumped[1] > 0
+    assert stats.chisquare(lumped[0][keep], lumped[1][keep], sum_check=False).pvalue > 1e-4
+    other = law(draft) * seen.sum()
+    assert stats.chisquare(seen.ravel(), other.ravel(), sum_check=False).pvalue < 1e-6  # not the draft's
 
 
 def test_greedy_speculation_writes_what_the_target_writes(pair: tuple[CachedModel, CachedModel]) -> None:

@@ -460,10 +460,13 @@ def validate_serving(
     from functools import partial
 
     from calibration import serving
+    from calibration.profiles import load_profile
     from planner.serving import predict_point
 
     from . import show
 
+    if profile is not None:
+        load_profile(profile)  # refused once, not point by point
     with _progress() as progress:
         result, rows = serving.validate_serving(
             csv,

@@ -14,7 +14,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from calibration.fit import fit_profile
+import numpy as np
+from scipy.linalg import block_diag
+
+from calibration.fit import BLOCKS, fit_profile
 from calibration.profiles import FOLDER, save_profile
 from calibration.readers import (
     Kernels,
@@ -34,6 +37,7 @@ SHARP = Efficiency(gemm_knee=8.0)  # vLLM's products show a sharp knee; held, si
 DATE = "2026-11-21"  # of the fit
 VIDUR = "microsoft/vidur commit 7d47513 (MIT), cuBLAS fp16 and NCCL; attention: vLLM 0.14.0 by ai-dynamo/aiconfigurator"
 AIC = "ai-dynamo/aiconfigurator 0.12.0 (Apache-2.0), vLLM 0.24.0"
+TRTLLM = "trtllm-1.3.0rc20"  # engine of the bf16 products
 
 
 def only(kernels: Kernels, name: str) -> Kernels:
@@ -59,7 +63,7 @@ def served(profile: Profile) -> Profile:
 
 
 def profiles(data: Path, every: int) -> list[Profile]:
-    """Return the four profiles."""
+    """Return the six profiles."""
     vidur, aic = data / "vidur", data / "aiconfigurator"
     h100, h200, a100 = (accelerator(n) for n in ("h100-sxm", "h200-sxm", "a100-80g-sxm"))
     elements = only(read_vidur_layers(vidur, "h100"), "elementwise")
@@ -84,7 +88,31 @@ def profiles(data: Path, every: int) -> list[Profile]:
     last = fit_profile(
         thin(read_vidur(vidur, "a100"), every), a100, "a100-80g-sxm", "cuBLAS + NCCL kernels", source=VIDUR, date=DATE
     )
-    return [first, served(second), served(third), last]
+    of_vllm = [served(second), served(third)]
+    own = [with_products(aic, d, p, every) for d, p in zip(("h100", "h200"), of_vllm, strict=True)]
+    return [first, *of_vllm, *own, last]
+
+
+def with_products(folder: Path, device: str, profile: Profile, every: int) -> Profile:
+    """Return the profile of a device with bf16 products fitted to TensorRT-LLM's in the place of vLLM's."""
+    table = serving_rows(read_aiconfigurator(folder, device, TRTLLM, fp8=False))
+    gpu = accelerator(profile.accelerator)
+    start = replace(profile.efficiency, down_boost=1.0)
+    fit = fit_profile(thin(only(table, "gemm"), every), gpu, f"{gpu.name}-trtllm", "", start, ("gemm_knee",))
+    products = next(b for b in BLOCKS if b.name == "gemm").parameters
+    rest = [i for i, p in enumerate(profile.parameters) if p not in products]
+    covariance = block_diag(fit.covariance, np.array(profile.covariance)[np.ix_(rest, rest)])
+    return replace(
+        fit,
+        engine="TensorRT-LLM bf16 products; fp8, attention and all-reduces of vLLM",
+        parameters=(*fit.parameters, *(profile.parameters[i] for i in rest)),
+        covariance=tuple(tuple(map(float, row)) for row in covariance),
+        residual=dict(profile.residual) | {"gemm": fit.residual["gemm"]},
+        allreduce=profile.allreduce,
+        rows=f"{fit.rows.split(';')[0]}; all else: as {profile.name}, which says {profile.rows}",
+        source=f"{profile.source}; bf16 products: TensorRT-LLM 1.3.0rc20 by ai-dynamo/aiconfigurator 0.12.0",
+        date=DATE,
+    )
 
 
 def analyse(given: argparse.Namespace) -> dict[str, Any]:
