@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from unfitted import VARIATIONS, Unfitted, unfitted_kernels, unfitted_times
 
 from calibration.engines import FILE, TIMES, EngineTimes, fit_times
 from calibration.profiles import serving_profile
@@ -27,6 +26,7 @@ from calibration.serving import Prediction, ServingPoint, compare, read_serving,
 from calibration.validate import error_summary
 from planner.serving import kernel_table, predict_point
 from simulator.engine import StepTable
+from studies.serving_rows.unfitted import VARIATIONS, Unfitted, unfitted_kernels, unfitted_times
 from studies.study import Bar, Data, Study, Validation
 from theory.catalog import accelerator, model
 from theory.latency import gemm_time
