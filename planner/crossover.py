@@ -51,6 +51,7 @@ def crossover(problem: Problem, space: Space, group: Group) -> dict[str, Any] | 
     batch, small, large = (crossing_batch(stretched(fixed, f), plain) for f in (1.0, math.exp(h), math.exp(-h)))
     limit = float(occupancy([fixed, plain], np.full(2, 1e-9), load).rate_limit.min())
     idle = np.full(1, SHARES[0] * limit)
+    at = math.nan if rate is None else float(occupancy([fixed], np.array([rate]), load).batch[0])
     off = np.flatnonzero(service.rounds.length[: service.batch_cap] == 0)
     return {
         "tier": problem.scenario.tiers[group.tier].name,
@@ -58,7 +59,7 @@ def crossover(problem: Problem, space: Space, group: Group) -> dict[str, Any] | 
         "fixed_length": gamma,
         "crossover_requests_per_s": rate,
         "crossover_interval_requests_per_s": [slow, fast],
-        "crossover_mean_batch": None if rate is None else float(occupancy([fixed], np.array([rate]), load).batch[0]),
+        "crossover_mean_batch": at if math.isfinite(at) else None,  # none at the rate at which its queue has no end
         "searched_to_requests_per_s": float(SHARES[-1] * limit),
         "crossover_batch": batch,
         "crossover_batch_interval": [small, large],

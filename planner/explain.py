@@ -362,9 +362,11 @@ def _speculation(result: dict[str, Any]) -> list[str]:
                 f"{start}still gain at {searched:.3g} requests/s per replica; it may be but {low:.3g} ({level:.0%})."
             )
         else:
+            batch = c["crossover_mean_batch"]
+            there = "all that a replica with them bears" if batch is None else f"where the mean batch is {batch:.0f}"
             said.append(
                 f"{start}slow it down from {at:.3g} requests/s per replica on ({low:.3g} to {upto}, {level:.0%}), "
-                f"where the mean batch is {c['crossover_mean_batch']:.0f}; {_by_batch(c)}. The schedule avoids that."
+                f"{there}; {_by_batch(c)}. The schedule avoids that."
             )
     return said
 

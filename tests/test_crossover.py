@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -70,6 +71,13 @@ def test_the_draft_gains_below_the_crossover_and_hurts_above_it_in_simulation_to
 
     assert gain(0.5 * row["crossover_requests_per_s"]) > 0.1
     assert gain(1.1 * row["crossover_requests_per_s"]) < 0.0
+
+
+def test_every_number_of_a_row_can_be_published() -> None:
+    problem, space = setting()
+    for tier, services in enumerate(space.services):
+        for service in services:
+            json.dumps(crossover(problem, space, Group(tier, service, 1, 1.0)), allow_nan=False)
 
 
 def test_limits_of_the_crossing() -> None:
