@@ -58,8 +58,8 @@ ANSWER_USD = 1e3  # worth of a correct answer within a budget: more than any GPU
 class Period:
     """A piece of time with one rate."""
 
-    start_s: float
-    duration_s: float
+    start_s: float  # from the beginning of the day [s]
+    duration_s: float  # [s]
     rate: float  # [requests/s]
 
 

@@ -52,7 +52,7 @@ class Field:
     table: Tables
     rules: tuple[Rule, ...]
     objective: Objective | None
-    floor: float | None
+    floor: float | None  # least quality [-]
     names: tuple[str, ...]  # of the objectives
 
     def figures(self, some: Configurations) -> Figures:
@@ -66,13 +66,13 @@ class ParetoSet:
 
     configurations: Configurations
     figures: Figures
-    values: Array  # (n, M) to be made small
+    values: Array  # (n, M) to be made small: USD, -share, s or J of a request [-]
     looked_at: int
     feasible: int
 
 
 def values_of(figures: Figures, names: Sequence[str]) -> Array:
-    """Return the objectives of configurations, all to be made small, (N, M)."""
+    """Return the objectives of configurations, all to be made small, (N, M) [USD], [-], [s], [J]."""
     columns = {
         "cost": figures.cost,
         "quality": -np.nan_to_num(figures.quality),
@@ -175,7 +175,7 @@ def ranges(table: Tables) -> dict[str, Any]:
 
 
 def configuration(table: Tables, params: Params) -> tuple[Configurations | None, float]:
-    """Return the configuration of a trial and by how much it breaks its constraints, None where they are broken.
+    """Return the configuration of a trial and by how much it breaks its constraints, None where they are broken [-].
 
     Policies carried are ranked by quality; a tier that the policy does not visit gets no replicas.
     """

@@ -32,12 +32,12 @@ class DraftModel:
 
     @property
     def law(self) -> float | LengthLaw:
-        """How many drafted tokens are accepted: alpha_iid, or the law by position, or mixed over requests."""
+        """How many drafted tokens are accepted: alpha_iid, or the law by position, or mixed over requests [-]."""
         return self.acceptance.value if self.lengths is None else self.lengths
 
     @property
     def law_in_batch(self) -> float | LengthLaw:
-        """The same for a round met in a batch: of a mixture, with poor requests met more often."""
+        """The same for a round met in a batch: of a mixture, with poor requests met more often [-]."""
         return self.lengths.in_batch if isinstance(self.lengths, BetaMixture) else self.law
 
 

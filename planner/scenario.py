@@ -494,7 +494,13 @@ def load_scenario(source: str | Path = SHIPPED, overrides: Sequence[str] = ()) -
 
 
 def scenario_of(text: str, overrides: Sequence[str] = (), source: str = "scenario") -> Scenario:
-    """Return the scenario of a YAML text with some settings changed; see :func:`load_scenario`."""
+    """Return the scenario of a YAML text with some settings changed; see :func:`load_scenario`.
+
+    Raises
+    ------
+    InputError
+        If it is no YAML, a key is unknown, or a value breaks its rule.
+    """
     try:
         data = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
@@ -523,7 +529,13 @@ def parse_scenario(data: Mapping[str, Any]) -> Scenario:
 
 
 def read_scenario(source: str | Path) -> tuple[str, Path]:
-    """Return the text of a shipped scenario or of a file, and the folder its relative paths start from."""
+    """Return the text of a shipped scenario or of a file, and the folder its relative paths start from.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it cannot be read.
+    """
     if str(source) in shipped_scenarios():
         return (resources.files("planner") / "scenarios" / f"{source}.yaml").read_text(encoding="utf-8"), Path.cwd()
     path = Path(source)

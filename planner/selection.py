@@ -60,7 +60,7 @@ class Rule:
         return float(n * ((2 * self.error) ** (-2 / n) - 1))
 
     def band(self, variance: float, tolerance: float, n: ArrayLike) -> Array:
-        """Return the half width R(n) of the band of a sum of n observations, in their unit."""
+        """Return the half width R(n) of the band of a sum of n observations, in their unit [-]."""
         return np.maximum(0.0, self.h2 * variance / (2 * tolerance) - tolerance * np.asarray(n, dtype=float) / 2)
 
     def most(self, variance: float, tolerance: float) -> int:

@@ -82,7 +82,7 @@ def must_draft(choice: TierChoice) -> bool:
 
 
 def allowed(services: Sequence[Service], capacity: Array, drafted: bool) -> Array:
-    """Return the capacities with those of services without a draft set to 0 where the tier must use one."""
+    """Return the capacities, 0 for services without a draft where the tier must use one [requests/s]."""
     return np.where([drafted and s.draft is None for s in services], 0.0, capacity) if len(services) else capacity
 
 

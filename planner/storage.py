@@ -50,8 +50,8 @@ class Means:
 class Told:
     """What a trial came to."""
 
-    values: tuple[float, ...]  # to be made small, one for each objective
-    constraints: Mapping[str, float] = field(default_factory=dict)  # kept where at most 0
+    values: tuple[float, ...]  # to be made small, one for each objective, in its unit [-]
+    constraints: Mapping[str, float] = field(default_factory=dict)  # kept where at most 0 [-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,11 +95,11 @@ class Tested:
     why: str = ""
 
     def observations(self, name: str) -> list[float]:
-        """Return the batch means of a figure over all runs."""
+        """Return the batch means of a figure over all runs [-] or [s]."""
         return [x for r in self.runs for x in r["batches"][name]]
 
     def limits(self, slo: Slo) -> list[tuple[str, float, float]]:
-        """Return name, limit and tolerance of each figure that has a limit."""
+        """Return name, limit and tolerance of each figure that has a limit [-] or [s]."""
         found = []
         for name in self.runs[0]["batches"]:
             if name.startswith("late"):

@@ -150,7 +150,7 @@ class Planner:
 
 
 def lambdas(answer: Answer) -> tuple[float, float] | None:
-    """Return the worths of a correct answer at which the plan is best of all that were enumerated; None if at none."""
+    """Return the worths of a correct answer at which no enumerated plan is better; None if there are none [USD]."""
     return lambda_of(answer.chosen, hull(answer.candidates))
 
 
@@ -198,7 +198,13 @@ def plan_json(answer: Answer, confidence: Confidence, simulated: dict[str, Any] 
 
 
 def check_open_loop(scenario: Scenario) -> None:
-    """Refuse a scenario that nothing can be planned for."""
+    """Refuse a scenario that nothing can be planned for.
+
+    Raises
+    ------
+    InputError
+        If it has no objective, or its load is a closed loop.
+    """
     rule = "must be given to plan: `lambda_usd`, `budget_usd_per_1000` or `quality_floor`"
     require(scenario.objective is not None, "objective", rule, None)
     clients = scenario.traffic.clients

@@ -52,7 +52,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points or a line; ``low`` and ``high`` are an interval in y, or in x where ``across``."""
+    """Points or a line, units of the axes; ``low`` to ``high`` is an interval in y, or in x where ``across`` [-]."""
 
     name: str
     x: tuple[float, ...]
@@ -71,7 +71,7 @@ class Panel:
 
     y: Axis
     series: tuple[Series, ...]
-    level: float | None = None  # a horizontal line
+    level: float | None = None  # a horizontal line, in the unit of y [-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Chart:
     title: str
     x: Axis
     panels: tuple[Panel, ...]
-    marks: tuple[tuple[str, float], ...] = ()
+    marks: tuple[tuple[str, float], ...] = ()  # name and place, in the unit of x [-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Stack:
     title: str
     x: Axis
     categories: tuple[str, ...]
-    parts: tuple[tuple[str, tuple[float, ...]], ...]
+    parts: tuple[tuple[str, tuple[float, ...]], ...]  # in the unit of x [-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ def against_load(answer: Answer, confidence: Confidence | None, simulated: tuple
 
 
 def rate_limits(answer: Answer) -> tuple[float, float]:
-    """Return the arrival rate at which the chosen replicas become unstable, and up to which they keep the SLOs."""
+    """Return the rate at which the chosen replicas become unstable, and up to which they keep the SLOs [requests/s]."""
     groups, problem = answer.chosen.groups, answer.problem
     idle = np.full(len(groups), 1e-9)
     most = occupancy([g.service for g in groups], idle, answer.space.load).rate_limit

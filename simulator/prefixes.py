@@ -77,7 +77,13 @@ class PromptBlocks:
         return np.asarray(np.minimum(leading, self.reusable(prompt)) * self.tokens)
 
     def check(self, prompt: Ints) -> None:
-        """Refuse by row blocks that are not one for each request, or more than its prompt has."""
+        """Refuse by row blocks that are not one for each request, or more than its prompt has.
+
+        Raises
+        ------
+        InputError
+            If a request has none or too many.
+        """
         require(self.counts.shape == prompt.shape, "blocks", "must be those of each request", self.counts.size)
         most = -(-prompt // self.tokens)
         bad = self.counts > most

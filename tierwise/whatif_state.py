@@ -66,7 +66,13 @@ def opened(source: str | Path | None) -> State:
 
 
 def uploaded(name: str, content: bytes, folder: Path) -> State:
-    """Return the state of a file's content; refuse what is no text."""
+    """Return the state of a file's content; refuse what is no text.
+
+    Raises
+    ------
+    InputError
+        If it is too long, or not UTF-8.
+    """
     require(len(content) <= LONGEST, name, f"must have at most {LONGEST} bytes", len(content))
     try:
         return State(name, content.decode("utf-8"), folder)
@@ -126,8 +132,8 @@ class Field:
     kind: Literal["number", "choice"]
     group: str
     value: str  # as it stands
-    low: float = 0.0  # of the slider
-    high: float = 1.0
+    low: float = 0.0  # of the slider, in `unit` [-]
+    high: float = 1.0  # the same [-]
     choices: tuple[tuple[str, str], ...] = ()  # value as YAML, and what it is called
     whole: bool = False
 
