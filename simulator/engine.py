@@ -43,7 +43,8 @@ Prompt tokens that are ``cached`` (:class:`.Workload`) need no computing: prefil
 and pays no other time for them, also when it is repeated after a preemption. They take KV blocks of the request like
 any other, and the memory of the cache they come from is none of the replica's.
 
-Prompts whose ``blocks`` are named (:class:`.prefixes.PromptBlocks`) share them in the KV cache of a replica, as vLLM does:
+Prompts whose ``blocks`` are named (:class:`.prefixes.PromptBlocks`) share them in the KV cache of a replica, as vLLM
+does:
 
 * a request that is admitted finds the blocks at the head of its prompt that are in the cache, up to the first that is
   not; prefill starts behind them. Its last prompt token is always computed, and a block is found whole or not at all;
