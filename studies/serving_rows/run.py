@@ -318,7 +318,8 @@ def unfitted_page(changed: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     for name, errors in changed.items():
         cells_of = (f"{100 * errors[n]['mape']:.1f} / {100 * errors[n]['bias']:+.1f}" for n in names)
         lines.append(f"| {name} | {' | '.join(cells_of)} |")
-    return [*lines, "", *TRIED]
+    over = [name for name, errors in changed.items() if errors["all"]["mape"] > BARS["tpot, nothing fitted"]]
+    return [*lines, "", f"Over the bar: {'; '.join(over) or 'none'}.", "", *TRIED]
 
 
 # Tried once, by hand: most of it would need another law, so this command does not repeat it.
