@@ -43,7 +43,7 @@ def read(folder: Path) -> Verdict:
     title = page.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") if page.is_file() else folder.name
     path = folder / "verdict.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else not_recorded(folder)
-    return found | {"name": folder.name, "title": title}
+    return found | {"name": folder.name, "title": title, "page": page.name if page.is_file() else "run.py"}
 
 
 def not_recorded(folder: Path) -> Verdict:
@@ -69,7 +69,7 @@ def listing(found: list[Verdict]) -> str:
     """Return studies/README.md."""
     rows = [
         [
-            f"[{v['title']}]({v['name']}/README.md)",
+            f"[{v['title']}]({v['name']}/{v['page']})",
             v["claim"],
             v["headline"],
             v["verdict"],
@@ -105,7 +105,7 @@ def listing(found: list[Verdict]) -> str:
 
 def block(found: list[Verdict]) -> str:
     """Return the table of README.md."""
-    rows = [[f"[{v['title']}](studies/{v['name']}/README.md)", v["headline"], v["verdict"]] for v in found]
+    rows = [[f"[{v['title']}](studies/{v['name']}/{v['page']})", v["headline"], v["verdict"]] for v in found]
     return BEGIN + "\n" + "\n".join(table("study | says | statements", rows)) + "\n" + END
 
 
