@@ -52,6 +52,7 @@ TPOT_TOLERANCE = 0.02  # of `slo.tpot_mean_s` [-]
 E2E_TOLERANCE = 0.05  # of the mean time to the final answer [-]
 RIVAL = 1.15  # analytic time to the final answer of a plan worth comparing, over that of the fastest [-]
 RUNS = 16  # of one plan at most: what is open then is judged by its mean, and said to be [-]
+STABLE = 0.995  # of the analytic stability limit: beyond it nothing is predicted, whatever simulation bears [-]
 LOWERED = (0.7, 0.99)  # of the load a service fails at, the least and the most it is taken to bear [-]
 SLOWER = 0.95  # the same where only the time to the final answer is too long [-]
 RULE = (
@@ -175,7 +176,10 @@ def _measure(search: Search, groups: list[Group], asked: Asked) -> str:
         for g in groups
     }
     less = []
-    for group, bears in zip(groups, asked.kept.simulations(_capacity, tasks), strict=True):
+    limits = occupancy([g.service for g in groups], np.full(len(groups), 1e-9), search.space.load).rate_limit
+    found = asked.kept.simulations(_capacity, tasks)
+    for group, simulated, limit in zip(groups, found, limits.tolist(), strict=True):
+        bears = min(simulated, STABLE * limit)
         search.measure(group, bears)
         if bears < group.rate:
             name = problem.scenario.tiers[group.tier].name
@@ -394,7 +398,7 @@ def _found(
     known: tuple[list[tuple[Candidate, str]], list[Candidate], int],
     asked: Asked,
 ) -> Verified:
-    refuted, built, measured_services = known
+    refuted, built, simulatedervices = known
     scenario = asked.problem.scenario
     sure = "open" not in chosen.verdicts(scenario.slo).values()
     rest = [(c, _no_better(chosen.plan, c)) for c in _others(search, [t.plan for t in tests], built)]
@@ -417,10 +421,10 @@ def _found(
         "observations": f"means of {BATCHES} equal parts of each run past its warm-up",
         "capacity_margin": HOPE,
         "plans_tested": len(tests),
-        "services_measured": measured_services,
+        "services_measured": simulatedervices,
         "requests_simulated": sum(t.requests for t in tests),
     }
-    simulations = measured_services + sum(len(t.runs) for t in tests)
+    simulations = simulatedervices + sum(len(t.runs) for t in tests)
     return Verified(chosen.plan, chosen.runs[0]["figures"], built, rows, selection, simulations)
 
 

@@ -117,7 +117,7 @@ def amount(value: float | None, digits: int = 3) -> str:
 
     Examples
     --------
-    >>> amount(20000.0), amount(0.34950), amount(0.000408644), amount(None)
+    >>> amount(20000.0), amount(0.34960), amount(0.000408644), amount(None)
     ('20,000', '0.350', '0.000409', '-')
     """
     if value is None:
@@ -166,7 +166,7 @@ def span(ends: Sequence[float | None] | None, form: Callable[[float | None], str
     Examples
     --------
     >>> span([0.0144, 0.016], seconds), span([0.999, 1.02], seconds)
-    ('14.4 to 16.0 ms', '999 ms to 1.02 s')
+    ('14.4 to 16 ms', '999 ms to 1.02 s')
     """
     if ends is None or ends[0] is None or ends[1] is None:
         return "interval unknown"
