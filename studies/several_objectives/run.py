@@ -40,25 +40,14 @@ from planner.objectives import (
 from planner.scenario import load_scenario
 from planner.search import Search, quality_floor
 from planner.space import enumerate_space
+from studies.search_regret.run import SPACES as REGRET_SPACES
 
 HERE = Path(__file__).parent
 TRIALS, SEEDS = 200, 3
 STARTED = "TPE, enumerated start"
 SAMPLERS = ("random", "NSGA-II", "TPE", STARTED)
 STEPS = (50, 100, 200)  # trials after which the share is taken
-POOLS = (
-    "fleet=[{accelerator: h100-sxm, gpus: 6, price_per_gpu_hour: 2.5}, "
-    "{accelerator: l40s, gpus: 8, price_per_gpu_hour: 0.6}]"
-)
-SPACES: dict[str, tuple[str, ...]] = {
-    "quality floor": ("objective={quality_floor: 0.7}",),
-    "lambda, two kinds of GPU": (POOLS, 'objective={"lambda_usd": 0.004}'),
-    "budget, batch limits, draft lengths": (
-        'objective={"budget_usd_per_1000": 0.3}',
-        "tiers.0.max_num_seqs=[64, 256]",
-        "tiers.1.drafts.0.draft_lengths=[auto, 2]",
-    ),
-}
+SPACES = {**REGRET_SPACES, "quality floor": ("objective={quality_floor: 0.7}",)}
 
 
 @lru_cache

@@ -32,6 +32,7 @@ from planner.simulate import missed, simulate_candidate
 from planner.space import enumerate_space
 from planner.storage import Means, ledger
 from planner.verify import HOPE, Asked, Verified, verified
+from studies.search_regret.run import SPACES
 
 HERE = Path(__file__).parent
 LONG, SHORT = 60_000, 10_000  # requests of a long run, and of one in quick mode [-]
@@ -39,19 +40,6 @@ SEED = 4242  # of those requests: the planner uses 0 and its children
 MARGIN = 0.01  # of the worth of the plan, by which a candidate may be worse analytically [-]
 POLICIES = 3  # of a layout that are run at most, best first; one where all are worth the same [-]
 MOST, FEW = 24, 4  # candidates run at most, best first, and in quick mode [-]
-POOLS = (
-    "fleet=[{accelerator: h100-sxm, gpus: 6, price_per_gpu_hour: 2.5}, "
-    "{accelerator: l40s, gpus: 8, price_per_gpu_hour: 0.6}]"
-)
-SPACES: dict[str, tuple[str, ...]] = {
-    "quality floor": ("search.seed=0",),
-    "lambda, two kinds of GPU": (POOLS, 'objective={"lambda_usd": 0.004}'),
-    "budget, batch limits, draft lengths": (
-        'objective={"budget_usd_per_1000": 0.3}',
-        "tiers.0.max_num_seqs=[64, 256]",
-        "tiers.1.drafts.0.draft_lengths=[auto, 2]",
-    ),
-}
 
 
 def planned(overrides: tuple[str, ...]) -> tuple[Problem, Verified, Path]:
