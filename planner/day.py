@@ -41,7 +41,7 @@ from .plan import Progress, silent
 from .scenario import Arrivals, Scenario
 from .search import Candidate, Group, Rule, Search, best_of, price, quality_floor
 from .service import Service
-from .simulate import load_seconds, measured_capacity, missed, simulate_candidate
+from .simulate import load_seconds, measured_capacity, missed, simulated_plan
 from .space import Space, enumerate_space
 from .storage import Ledger, Means, ledger
 
@@ -388,15 +388,11 @@ def _check(day: Day, kept: Ledger, progress: Progress) -> tuple[dict[int, dict[s
         assert plan is not None
         assert problem is not None
         settled = replace(plan, e2e_s=_answer_s(day, plan))
-        [checked[i]] = kept.simulations(_simulated, {_label(day, i, plan): (problem, settled, day.seed + i)})
+        [checked[i]] = kept.simulations(simulated_plan, {_label(day, i, plan): (problem, settled, day.seed + i)})
         short = missed(checked[i], plan, problem)
         if short:
             return checked, short
     return checked, []
-
-
-def _simulated(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
-    return simulate_candidate(*task)
 
 
 def _label(day: Day, index: int, plan: Candidate) -> str:

@@ -28,7 +28,7 @@ from .plan import Progress, silent
 from .replications import Workers
 from .scenario import Objective, Scenario
 from .search import Candidate, Group, Rule, Search, price, quality_floor
-from .simulate import HEADROOM, missed, simulate_candidate
+from .simulate import HEADROOM, missed, simulated_plan
 from .space import enumerate_space
 from .storage import Means, Params, Proposals, Told, ledger
 
@@ -338,7 +338,7 @@ def pareto_plans(
         best = {name: int(np.argmin(found.values[:, j])) for j, name in enumerate(names)}
         progress("simulating", 0, 1)
         tasks = {f"extreme: {i}": (problem, plans[i], used_seed) for i in dict.fromkeys(best.values())}
-        simulated = dict(zip(dict.fromkeys(best.values()), kept.simulations(_simulated, tasks), strict=True))
+        simulated = dict(zip(dict.fromkeys(best.values()), kept.simulations(simulated_plan, tasks), strict=True))
     rows = [_row(problem, found, i, plans[i]) for i in range(len(plans))]
     for i, figures in simulated.items():
         keeps = {"keeps_slos": not missed(figures, plans[i], problem)}
@@ -383,10 +383,6 @@ def _optuna(
         return workers(_tried, [(sent, p) for p in params])
 
     return minimise(proposals, trials, seed, each, progress)
-
-
-def _simulated(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
-    return simulate_candidate(*task)
 
 
 def plan_of(search: Search, rule: Rule, configuration: Configurations, e2e_s: float) -> Candidate:

@@ -19,7 +19,7 @@ from .curves import curves
 from .frontier import PlanVertex, hull, lambda_of, pareto
 from .scenario import Scenario
 from .search import Candidate, Group, Search, best_of, quality_floor, refine, single
-from .simulate import missed, simulate_candidate
+from .simulate import missed, simulated_plan
 from .space import Space, enumerate_space, under_slo
 from .storage import Ledger, Means, ledger
 from .tipping import tipping_points
@@ -141,10 +141,6 @@ def _accelerator(group: Group) -> str:
     return group.service.deployment.accelerator.name
 
 
-def _simulated(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
-    return simulate_candidate(*task)
-
-
 def _baseline(search: Search, seed: int, kept: Ledger, progress: Progress) -> dict[str, Any]:
     """Return everything on the top tier: without a draft, and with the best one, each on the fewest GPUs."""
     problem = search.problem
@@ -161,7 +157,7 @@ def _baseline(search: Search, seed: int, kept: Ledger, progress: Progress) -> di
     tasks = {f"baseline: {key}": (problem, candidate, seed) for key, (_, candidate) in found.items()}
     rows: dict[str, Any] = {"name": f"everything on {name}", "plain": None, "speculative": None}
     for (key, (restricted, candidate)), simulated in zip(
-        found.items(), kept.simulations(_simulated, tasks), strict=True
+        found.items(), kept.simulations(simulated_plan, tasks), strict=True
     ):
         rows[key] = {
             "tiers": explain.tiers(problem, search.space, candidate),

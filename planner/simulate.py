@@ -97,6 +97,11 @@ def simulate_candidate(problem: Problem, candidate: Candidate, seed: int) -> dic
     return published(of_fleet(found, part, candidate))
 
 
+def simulated_plan(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
+    """Return :func:`simulate_candidate` of a task that a process can be sent."""
+    return simulate_candidate(*task)
+
+
 def run(problem: Problem, candidate: Candidate, seed: int) -> ClusterRecords:
     """Run the requests of a problem through a plan."""
     groups = {g.tier: g for g in candidate.groups}

@@ -10,9 +10,8 @@ import numpy as np
 from theory.errors import InfeasibleError
 
 from . import explain
-from .build import Problem
 from .search import Candidate, Search
-from .simulate import deployed, missed, simulate_candidate
+from .simulate import deployed, missed, simulated_plan
 from .space import Space, occupancy
 from .storage import Ledger
 
@@ -33,7 +32,7 @@ def today(search: Search, seed: int, kept: Ledger) -> dict[str, Any] | None:
     except InfeasibleError as error:
         return nothing | {"reason": str(error)}
     steady, candidate = _answering(candidate, search.space)
-    [simulated] = kept.simulations(_simulated, {"today": (problem, candidate, seed)})
+    [simulated] = kept.simulations(simulated_plan, {"today": (problem, candidate, seed)})
     return {
         "tiers": [f"{g.replicas} x {g.service.name}{problem.where(g.service.deployment)}" for g in candidate.groups],
         "predicted": explain.predicted(problem, search.space, candidate) if steady else None,
@@ -41,10 +40,6 @@ def today(search: Search, seed: int, kept: Ledger) -> dict[str, Any] | None:
         "keeps_slos": not missed(simulated, candidate, problem),
         "reason": None if steady else "a tier gets more requests than its replicas can answer",
     }
-
-
-def _simulated(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
-    return simulate_candidate(*task)
 
 
 def _answering(candidate: Candidate, space: Space) -> tuple[bool, Candidate]:
