@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planner import explain
@@ -140,6 +140,8 @@ def test_charts_say_what_the_answer_says_and_can_be_drawn(planner: Planner) -> N
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+@example(0.0, 5e-324)
+@example(1e6, 1e-5)
 @settings(max_examples=60, deadline=None)
 def test_ticks_are_few_round_and_hold_the_range(low: float, span: float) -> None:
     step, first, last = ticks(low, low + span)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 DIGITS = 3  # of a number in a tooltip [-]
+TINY = 1e-100  # below it a value is drawn as none [-]
 _TEXT = {"color": "var(--soft)", "fontSize": 11, "fontFamily": FONT}
 _NEVER = "never here"  # a part that is the rest of a bar, not something
 
@@ -132,12 +133,15 @@ def _room(panel: Panel) -> dict[str, Any]:
 def ticks(least: float, most: float, wanted: int = 4) -> tuple[float, float, float]:
     """Return a round step and the multiples of it that hold a range between them.
 
+    A range narrower than a billionth of its values is one value.
+
     Examples
     --------
     >>> ticks(0.81, 0.87), ticks(3.0, 3.0)[0] > 0
     ((0.02, 0.8, 0.88), True)
     """
-    span = (most - least) or abs(most) or 1.0
+    size = max(abs(least), abs(most))
+    span = most - least if most - least > 1e-9 * size + TINY else size if size > TINY else 1.0
     power = 10.0 ** math.floor(math.log10(span / wanted))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= span / wanted * 0.999)
     digits = max(0, 2 - math.floor(math.log10(step)))
