@@ -14,11 +14,14 @@ from calibration.profiles import available_profiles, load_profile, transfer
 from theory.catalog import accelerator, model
 from theory.errors import InputError
 from theory.latency import (
+    _KEPT,
+    AT_LEAST_ONE,
     PARTS,
     Efficiency,
     Pass,
     Profile,
     StepTime,
+    _products,
     allreduce_time,
     decode_attention_time,
     gemm_time,
@@ -396,6 +399,21 @@ def test_parameter_covariance_widens_the_interval() -> None:
     low, high = step_time_interval(m, H100, unsure, work)
     share = float(step_time(m, H100, exact, work).weights / step_time(m, H100, exact, work).total)
     assert math.log(high / low) / 2 / 1.645 == pytest.approx(0.05 * share, rel=0.1)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Efficiency)])
+def test_a_product_is_kept_only_for_what_it_depends_on(name: str) -> None:
+    """A step asked after another that differs in one efficiency is the one a fresh process would give."""
+    m, moved = model("llama-2-70b"), replace(Efficiency(), **{name: getattr(Efficiency(), name) * 0.97 + 1e-9})
+    if name in AT_LEAST_ONE or name == "down_boost":
+        moved = replace(Efficiency(), **{name: 1.02})
+    work, tp = Pass(np.array([3.0, 700.0]), 1, 100.0), np.asarray(8)
+    before, after = (_products(m, H100, e, work, tp, "fp8", True) for e in (Efficiency(), moved))
+    _KEPT[0][0].clear()
+    fresh = _products(m, H100, moved, work, tp, "fp8", True)
+    assert all(np.array_equal(a, b) for a, b in zip(after, fresh, strict=True))
+    if name == "fp8_start":
+        assert not np.array_equal(before[0], after[0])  # the test can fail
 
 
 def test_a_transferred_profile_is_less_sure() -> None:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from operator import attrgetter
 from statistics import NormalDist
 from typing import Literal
 
@@ -509,7 +510,8 @@ def gemm_time(
         blocks = np.ceil(rows / tile_rows) * across
         work = depth * (2 * tile_rows * tile_cols / rate)
         bytes_in = depth * (width * (tile_rows + tile_cols) / (feed * sms))
-        for splits in (1.0, np.clip(np.floor(sms / np.maximum(blocks, 1.0)), 1.0, SPLITS)):
+        shared = np.clip(np.floor(sms / np.maximum(blocks, 1.0)), 1.0, SPLITS)
+        for splits in (1.0, shared) if shared.max(initial=1.0) > 1 else (1.0,):
             waves = blocks * (splits / sms)
             core = np.maximum(_waves(waves, e.gemm_wave) * work, waves * bytes_in * sms) / splits
             memory = stream * _underuse(across * (splits / sms), e.gemm_stream)
@@ -582,22 +584,25 @@ def _products(
 ) -> tuple[Array, Array, Array]:
     """Return the weights and the compute part of all matrix products [s] and the sum of their squared times [s^2].
 
-    They do not depend on the context, so those of a grid are kept: planners ask for the same grid at many contexts.
+    They depend neither on the context nor on what other kernels reach, so they are kept: planners ask for the same grid
+    at many contexts, and an interval moves one parameter after the other.
     """
-    if work.tokens.size < _KEPT_FROM:
-        return _products_of(model, a, e, work, tp, precision, head)
     grids = [(x.shape, x.tobytes()) for x in (work.tokens, work.sampled, tp)]
-    key = (model, a, e, precision, head, *grids)
-    if key not in _PRODUCTS:
-        if len(_PRODUCTS) >= _KEPT:
-            _PRODUCTS.clear()
-        _PRODUCTS[key] = _products_of(model, a, e, work, tp, precision, head)
-    return _PRODUCTS[key]
+    key = (model, a, _OF_PRODUCTS(e), precision, head, *grids)
+    kept, most = _KEPT[work.tokens.size >= 64]
+    if key not in kept:
+        if len(kept) >= most:
+            kept.clear()
+        kept[key] = _products_of(model, a, e, work, tp, precision, head)
+    return kept[key]
 
 
-_PRODUCTS: dict[tuple[object, ...], tuple[Array, Array, Array]] = {}
-_KEPT = 256  # grids remembered at most [-]
-_KEPT_FROM = 64  # points of a grid from which it is [-]
+_OF_PRODUCTS = attrgetter(
+    *("gemm_start", "gemm_bandwidth", "gemm_flops", "gemm_knee", "gemm_stream", "gemm_wave", "tile_feed"),
+    *("split_start", "down_boost", "fp8_start", "fp8_bandwidth", "fp8_flops", "fp8_feed", "fp8_quantise"),
+)
+_Kept = dict[tuple[object, ...], tuple[Array, Array, Array]]
+_KEPT: tuple[tuple[_Kept, int], ...] = (({}, 4096), ({}, 256))  # few points and grids, and how many at most [-]
 
 
 def _products_of(

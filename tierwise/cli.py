@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -22,6 +24,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 
 INTERRUPTED = 130  # exit code of a shell for a command ended by Ctrl-C
+YOUNG = 1_000_000  # objects between two collections: importing libraries makes many and no garbage [-]
 
 
 class Interrupted(Exception):  # noqa: N818 - what happened, not what is wrong
@@ -832,6 +835,8 @@ def write_text(path: Path, text: str) -> None:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    gc.set_threshold(YOUNG)
+    atexit.register(gc.freeze)  # the process ends: nothing needs to be collected any more
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer turns a KeyboardInterrupt into this code and says nothing
