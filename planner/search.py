@@ -98,8 +98,11 @@ class Search:
         self._beaten: dict[tuple[int, int], int] = {}  # of these by which other one of the tier, in simulation
         self._frontiers: dict[tuple[tuple[int, ...], bytes], tuple[Outcomes, Frontier, list[Rule]]] = {}  # by prices
         pools = problem.pools
-        self._pool = [np.array([pools.index(problem.pool(s.deployment)) for s in of]) for of in space.services]
-        self._gpus = [np.array([s.gpus for s in of]) for of in space.services]
+        pool = [[pools.index(problem.pool(s.deployment)) for s in of] for of in space.services]
+        self._of_pool = [  # by tier and pool: the services and their GPUs
+            [[(i, s.gpus) for i, s in enumerate(of) if at[i] == p] for p in range(len(pools))]
+            for of, at in zip(space.services, pool, strict=True)
+        ]
 
     def subsets(self) -> list[tuple[int, ...]]:
         """Return every non-empty set of tiers that can serve at all, as ascending indices."""
@@ -179,15 +182,16 @@ class Search:
 
     def _group(self, tier: int, rate: float, pool: int) -> Group | None:
         """Return the replicas of a tier on the fewest GPUs of a pool; of equal ones those with most to spare."""
-        capacity = self._capacity[tier]
-        able = np.flatnonzero((capacity > 0) & (self._pool[tier] == pool))
-        if not len(able):
+        best, count, fewest, most = -1, 0, math.inf, 0.0
+        capacity = self._capacity[tier].tolist()
+        for at, gpus in self._of_pool[tier][pool]:  # a loop: few services, many calls
+            if capacity[at] > 0:
+                replicas = math.ceil(rate / capacity[at] - 1e-9)
+                total, borne = replicas * gpus, replicas * capacity[at]
+                if total < fewest or (total == fewest and borne > most):
+                    best, count, fewest, most = at, replicas, total, borne
+        if best < 0:
             return None
-        replicas = np.ceil(rate / capacity[able] - 1e-9).astype(int)
-        total = replicas * self._gpus[tier][able]
-        spare = replicas * capacity[able] / rate
-        best = able[np.lexsort((-spare, total))[0]]
-        count = math.ceil(rate / capacity[best] - 1e-9)
         return Group(tier, self.space.services[tier][best], count, rate / count)
 
     def capacities(self) -> Array:

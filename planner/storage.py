@@ -306,7 +306,6 @@ def _in_use(shown: str) -> None:
 @contextmanager
 def _answering(shown: str) -> Iterator[None]:
     """Say in one line that a storage failed, without what it was opened with."""
-    import sqlalchemy
     from optuna.exceptions import StorageInternalError
 
     try:
@@ -315,11 +314,18 @@ def _answering(shown: str) -> Iterator[None]:
         raise
     except OSError as error:
         refuse("storage", "must be a file that can be read and written", shown, f"({error.strerror or 'failed'})")
-    except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+    except (StorageInternalError, RuntimeError, _database_error()) as error:
         kind = type(error.__cause__ or error).__name__
         refuse("storage", f"must be a server that answers and a database that may be written ({kind})", shown)
     except (ValueError, KeyError) as error:
         refuse("storage", f"must be a whole journal of this version of Optuna ({type(error).__name__})", shown)
+
+
+def _database_error() -> type[Exception]:
+    """Return what a database raises; a fifth of a second to load, so asked only once something was raised."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return SQLAlchemyError
 
 
 def _export(name: str, storage: optuna.storages.BaseStorage, path: Path) -> None:

@@ -33,6 +33,7 @@ Curves = Mapping[int, tuple[tuple[float, float], ...]]  # GPUs -> knots (size [b
 # rows x columns a thread block computes; CUTLASS sizes
 TILES = ((16, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
 QUANTISE_BYTES = 5  # of an activation that is read for its scale, read again and written in fp8 [byte per number]
+CACHED = 1024  # points up to which all tiles are tried at once: their arrays stay in the cache [-]
 SPLITS = 8  # most thread blocks that share one tile along k [-]; assumed
 ROWWISE = ((1, 64), (4, 64))  # what vector units can do besides: no row is padded
 ATTENTION_TILE = 128  # query rows of a thread block of prefill attention [tokens]; FlashAttention-2/3
@@ -504,8 +505,11 @@ def gemm_time(
     rate = accelerator.flops(precision) * flops * boost / sms
     stream = (width * cols * depth + ACTIVATION_BYTES * rows * (cols + depth)) / (accelerator.bandwidth * share)
     reduction = e.split_start + 8 * rows * cols / (feed * sms)
+    shape = np.broadcast(rows, cols, depth)
+    tiles = np.array(TILES if accelerator.matrix_units else ROWWISE + TILES, float)
     best: Array = np.asarray(np.inf)
-    for tile_rows, tile_cols in TILES if accelerator.matrix_units else ROWWISE + TILES:
+    for some in (tiles,) if shape.size < CACHED else tiles[:, None]:
+        tile_rows, tile_cols = some.T.reshape((2, -1) + (1,) * shape.ndim)
         across = np.ceil(cols / tile_cols)
         blocks = np.ceil(rows / tile_rows) * across
         work = depth * (2 * tile_rows * tile_cols / rate)
@@ -515,7 +519,8 @@ def gemm_time(
             waves = blocks * (splits / sms)
             core = np.maximum(_waves(waves, e.gemm_wave) * work, waves * bytes_in * sms) / splits
             memory = stream * _underuse(across * (splits / sms), e.gemm_stream)
-            best = np.minimum(best, _smooth_max(memory, core, e.gemm_knee) + np.where(splits > 1, reduction, 0.0))
+            time = _smooth_max(memory, core, e.gemm_knee) + np.where(splits > 1, reduction, 0.0)
+            best = np.minimum(best, time.min(axis=0))
     if precision == "fp8":
         start = start + QUANTISE_BYTES * rows * depth / (accelerator.bandwidth * e.fp8_quantise)
     return np.where(rows > 0, start + best, 0.0)
