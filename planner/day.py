@@ -38,10 +38,10 @@ from . import explain
 from .build import Problem, joined_names, resolve
 from .frontier import hull, lambda_of
 from .plan import Progress, silent
-from .scenario import Arrivals, Scenario
+from .scenario import Arrivals, Scenario, Slo
 from .search import Candidate, Group, Rule, Search, best_of, price, quality_floor
 from .service import Service
-from .simulate import load_seconds, measured_capacity, missed, simulated_plan
+from .simulate import load_seconds, missed, simulated_capacity, simulated_plan
 from .space import Space, enumerate_space
 from .storage import Ledger, Means, ledger
 
@@ -338,7 +338,7 @@ def _settled(day: Day, kept: Ledger, progress: Progress) -> tuple[dict[int, dict
         progress("planning", attempt, TRIES)
         new = _unknown(day, known)
         tasks = {f"day: {day.search.label(g)}": _capacity_task(day, g) for g in new}
-        for group, bears in zip(new, kept.simulations(_measured, tasks), strict=True):
+        for group, bears in zip(new, kept.simulations(simulated_capacity, tasks), strict=True):
             known.add(id(group.service))
             day.search.measure(group, bears)
             runs += 1
@@ -365,14 +365,10 @@ def _unknown(day: Day, known: set[int]) -> list[Group]:
     return [g for k, g in groups.items() if k not in known]
 
 
-def _capacity_task(day: Day, group: Group) -> tuple[Any, ...]:
+def _capacity_task(day: Day, group: Group) -> tuple[Service, Workload, Slo, float, int]:
     problem = next(p for p in day.problems if p is not None)
     sample = problem.workload.take(slice(CAPACITY_REQUESTS))
     return group.service, sample, problem.scenario.slo, day.search.capacity(group), day.seed
-
-
-def _measured(task: tuple[Any, ...]) -> float:
-    return measured_capacity(*task)
 
 
 def _check(day: Day, kept: Ledger, progress: Progress) -> tuple[dict[int, dict[str, Any]], list[Group]]:

@@ -102,6 +102,11 @@ def simulated_plan(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
     return simulate_candidate(*task)
 
 
+def simulated_capacity(task: tuple[Service, Workload, Slo, float, int]) -> float:
+    """Return :func:`measured_capacity` of a task that a process can be sent [requests/s]."""
+    return measured_capacity(*task)
+
+
 def run(problem: Problem, candidate: Candidate, seed: int) -> ClusterRecords:
     """Run the requests of a problem through a plan."""
     groups = {g.tier: g for g in candidate.groups}

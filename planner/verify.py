@@ -37,8 +37,7 @@ from .scenario import Slo
 from .search import Candidate, Group, Rule, Search, best_of
 from .selection import SOURCE, Verdict, best, keeps, spent
 from .selection import Rule as Band
-from .service import Service
-from .simulate import measured_capacity, missed, run
+from .simulate import measured_capacity, missed, run, simulated_capacity
 from .slices import fleet_slice, of_fleet
 from .space import P99, occupancy
 from .storage import Ledger
@@ -177,7 +176,7 @@ def _measure(search: Search, groups: list[Group], asked: Asked) -> str:
     }
     less = []
     limits = occupancy([g.service for g in groups], np.full(len(groups), 1e-9), search.space.load).rate_limit
-    found = asked.kept.simulations(_capacity, tasks)
+    found = asked.kept.simulations(simulated_capacity, tasks)
     for group, simulated, limit in zip(groups, found, limits.tolist(), strict=True):
         bears = min(simulated, STABLE * limit)
         search.measure(group, bears)
@@ -187,10 +186,6 @@ def _measure(search: Search, groups: list[Group], asked: Asked) -> str:
                 f"a replica of {name} bears {bears:.3g} requests/s in simulation, it would need {group.rate:.3g}"
             )
     return "; ".join(less)
-
-
-def _capacity(task: tuple[Service, Workload, Slo, float, int]) -> float:
-    return measured_capacity(*task)
 
 
 def _passes(search: Search, test: Tested, asked: Asked) -> bool:

@@ -127,7 +127,7 @@ def readme(result: dict[str, Any]) -> str:
         [
             f"{r['share_of_gap']:.0%}",
             f"{1e3 * r['predicted_cost']:.3f} / {1e3 * r['realised_cost']:.3f}",
-            f"{1e3 * r['cost_at_planned_prices']:.3f}",
+            f"{1e3 * r['planned_cost']:.3f} / {1e3 * r['cost_at_planned_prices']:.3f}",
             f"{r['predicted_quality']:.4f} / {r['realised_quality']:.4f} ± {r['realised_quality_standard_error']:.4f}",
             ", ".join(f"{v:.0%}" for v in r["visits"]),
         ]
@@ -212,7 +212,8 @@ lose (below 1) and are judged like the others. Greedy runs whose text differs fr
 A request is the next token of a held-out text, right if it is the one that stands there; the rule sees the largest
 probability of the tiers that ran. Planned on {planned} requests, run tier by tier on {run} others. Predicted / run;
 the plans share their requests, and between two halves of this size quality differs by {chance:.1f} points by chance
-alone (two standard errors), beside a bar of 2:
+alone (two standard errors), beside a bar of 2. The cost in seconds is predicted from the visits the plan expects and
+the times of visits on requests it knows, served between the others; planned prices are times of all tiers in turn:
 
 {plans}
 

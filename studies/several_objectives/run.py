@@ -12,13 +12,10 @@ Exits with 1 when the planner's sampler is not the best of the three on average,
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,8 +38,8 @@ from planner.scenario import load_scenario
 from planner.search import Search, quality_floor
 from planner.space import enumerate_space
 from studies.search_regret.run import SPACES as REGRET_SPACES
+from studies.study import Study
 
-HERE = Path(__file__).parent
 TRIALS, SEEDS = 200, 3
 STARTED = "TPE, enumerated start"
 SAMPLERS = ("random", "NSGA-II", "TPE", STARTED)
@@ -185,23 +182,23 @@ answer and energy, each over the range it has in the true set.
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the claim holds, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one space, one seed; writes only with --output")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.quick)
-    for row in result["rows"]:
-        print(row)
-    print(json.dumps(result["verdicts"], indent=1))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-    return 0 if all(result["verdicts"].values()) else 1
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    mean = result["mean_regret"]
+    return "volume not found after " + f"{TRIALS} trials: " + ", ".join(f"{n} {x:.1%}" for n, x in mean.items())
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.quick),
+    readme,
+    headline,
+    n=lambda result: len(result["rows"]),
+    quick="one space, one seed",
+    tolerance=0.02,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -13,7 +13,6 @@ Exits with 1 when a better candidate keeps the SLOs and is not in the shortlist,
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -33,8 +32,8 @@ from planner.space import enumerate_space
 from planner.storage import Means, ledger
 from planner.verify import HOPE, Asked, Verified, verified
 from studies.search_regret.run import SPACES
+from studies.study import Study
 
-HERE = Path(__file__).parent
 LONG, SHORT = 60_000, 10_000  # requests of a long run, and of one in quick mode [-]
 SEED = 4242  # of those requests: the planner uses 0 and its children
 MARGIN = 0.01  # of the worth of the plan, by which a candidate may be worse analytically [-]
@@ -179,30 +178,42 @@ worth the same: the least loaded).
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the claim holds, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one space, short runs; writes only with --output")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
+def analyse(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the result of the study."""
     rows = []
-    for space in list(SPACES)[:1] if arguments.quick else SPACES:
-        rows.append(row_of(space, arguments.quick))
-        print(json.dumps(rows[-1], indent=1), flush=True)
-    verdicts = {
-        "every space has 20,000 configurations": all(r["configurations"] >= 20_000 for r in rows),
-        "the best plan of long simulations is in the shortlist": all(r["in_shortlist"] for r in rows),
-        "the plan keeps the SLOs over requests it never saw": all(r["plan_keeps_slos"] for r in rows),
+    for space in list(SPACES)[:1] if given.quick else SPACES:
+        rows.append(row_of(space, given.quick))
+        sys.stderr.write(f"{space}: {rows[-1]['wall_s']:.0f} s\n")
+    return {
+        "rows": rows,
+        "verdicts": {
+            "every space has 20,000 configurations": all(r["configurations"] >= 20_000 for r in rows),
+            "the best plan of long simulations is in the shortlist": all(r["in_shortlist"] for r in rows),
+            "the plan keeps the SLOs over requests it never saw": all(r["plan_keeps_slos"] for r in rows),
+        },
     }
-    result = {"rows": rows, "verdicts": verdicts}
-    print(json.dumps(verdicts, indent=1))
-    folder = arguments.output or (None if arguments.quick else HERE)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(result), encoding="utf-8")
-    return 0 if all(verdicts.values()) else 1
+
+
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    rows = result["rows"]
+    inside = sum(r["in_shortlist"] for r in rows)
+    most = max((r["gain"] for r in rows if r["gain"] is not None), default=0.0)
+    ran = sum(r["run_long"] for r in rows)
+    return f"best of {ran} long runs in {inside} of {len(rows)} shortlists, better by {most:.2%} at most"
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    analyse,
+    readme,
+    headline,
+    n=lambda result: sum(r["run_long"] for r in result["rows"]),
+    quick="one space, short runs",
+    times=("wall_s",),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -6,13 +6,11 @@ second frame after the last figure was drawn. Moves of all controls, one after a
 
     python studies/whatif_speed/run.py [--quick] [--output DIR]
 
-Exits with 1 when the claim is missed. Needs the extra `web`, playwright and a Chromium.
+Exits with 1 when a bar is missed. Needs the extra `web`, playwright and a Chromium.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import shutil
@@ -23,12 +21,13 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
+from studies.study import Study
+from theory.errors import refuse
+
 MOVE_MS, PAINT_S = 200.0, 3.0  # stated
 SLIDERS = {  # by what the page calls them in words
     "arrivals": "traffic.rate",
@@ -101,7 +100,7 @@ def analyse(quick: bool) -> dict[str, Any]:
 
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
-        raise SystemExit("whatif_speed: needs a Chromium: apt-get install chromium")
+        refuse("chromium", "must be installed", None, "apt-get install chromium")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -171,26 +170,31 @@ server is up {start_s:.1f} s after the command.
 """
 
 
-def main() -> int:
-    """Run the study; 0 if the claim holds, 1 if not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer moves; writes only with --output")
-    parser.add_argument("--output", type=Path, help="where to write (default: the folder of the study)")
-    arguments = parser.parse_args()
-    result = analyse(arguments.quick)
-    print(json.dumps(result, indent=2))
-    folder = arguments.output or (None if arguments.quick else HERE)
+def readme(result: dict[str, Any]) -> str:
+    """Return README.md with the numbers of the result."""
+    line = "| {control} | {moves} | {median_ms:.0f} | {worst_ms:.0f} |"
+    rows = "\n".join(line.format(**r) for r in result["controls"])
     holds = all(result["verdicts"].values())
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        line = "| {control} | {moves} | {median_ms:.0f} | {worst_ms:.0f} |"
-        rows = "\n".join(line.format(**r) for r in result["controls"])
-        verdict = "The claim holds." if holds else "**The claim does not hold here.**"
-        text = README.format(**(result | {"rows": rows, "verdict": verdict}))
-        (folder / "README.md").write_text(text, encoding="utf-8")
-    return 0 if holds else 1
+    verdict = "The claim holds." if holds else "**The claim does not hold here.**"
+    return README.format(**(result | {"rows": rows, "verdict": verdict}))
+
+
+def headline(result: dict[str, Any]) -> str:
+    """Return the number to remember."""
+    return f"{result['median_ms']:.0f} ms a move in the median, first paint after {result['first_paint_s']:.2f} s"
+
+
+STUDY = Study(
+    __file__,
+    __doc__,
+    lambda given: analyse(given.quick),
+    readme,
+    headline,
+    n=lambda result: result["moves"],
+    quick="fewer moves",
+    times=("start_s", "first_paint_s", "figures_s", "median_ms", "p90_ms", "worst_ms"),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())
