@@ -552,7 +552,7 @@ def read_scenario(source: str | Path) -> tuple[str, Path]:
         raise InputError(f"`scenario` must be a readable UTF-8 file; got {source} ({type(error).__name__}).") from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeys(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
     """A SafeLoader that refuses a key given twice: silently keeping the last would lose the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -560,7 +560,8 @@ class _UniqueKeys(yaml.SafeLoader):
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
 
 
 def _apply(data: dict[str, Any], setting: str) -> None:

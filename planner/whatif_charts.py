@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -105,15 +106,13 @@ class Simulated:
 
 def charts(
     answer: Answer, confidence: Confidence | None = None, simulated: tuple[Simulated, ...] = ()
-) -> dict[str, Chart | Stack]:
-    """Return the charts of an answer by name: frontier, load, step, stops, schedule."""
-    return {
-        "frontier": frontier(answer, simulated),
-        "load": against_load(answer, confidence, simulated),
-        "step": step_parts(answer),
-        "stops": stops(answer),
-        "schedule": schedule(answer),
-    }
+) -> Iterator[tuple[str, Chart | Stack]]:
+    """Yield the charts of an answer by name, those that take least to work out first."""
+    yield "frontier", frontier(answer, simulated)
+    yield "stops", stops(answer)
+    yield "schedule", schedule(answer)
+    yield "step", step_parts(answer)
+    yield "load", against_load(answer, confidence, simulated)
 
 
 def frontier(answer: Answer, simulated: tuple[Simulated, ...] = ()) -> Chart:
@@ -324,7 +323,8 @@ def schedule(answer: Answer) -> Chart:
         name, role = answer.problem.scenario.tiers[group.tier].name, _role(group.tier)
         lengths = service.rounds.length[: service.batch_cap]
         batch = np.arange(1, len(lengths) + 1)
-        series.append(Series(name, tuple(batch.tolist()), tuple(lengths.tolist()), role, "step"))
+        turns = np.flatnonzero(np.diff(lengths, prepend=-1) | (batch == len(lengths)))  # the first, changes, the last
+        series.append(Series(name, tuple(batch[turns].tolist()), tuple(lengths[turns].tolist()), role, "step"))
         n = mean_batch(answer, group)
         at = int(service.rounds.length[min(round(n), service.batch_cap) - 1])
         series.append(Series("mean batch", (n,), (float(at),), role, "ring"))

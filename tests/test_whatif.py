@@ -114,7 +114,7 @@ def test_charts_say_what_the_answer_says_and_can_be_drawn(planner: Planner) -> N
     answer = planner.answer(scenario, folder)
     confidence = planner.confidence(answer, folder)
     run = simulate_at(answer.problem, answer.chosen, answer.problem.rate)
-    drawn = charts(answer, confidence, (run,))
+    drawn = dict(charts(answer, confidence, (run,)))
     frontier, load, stops, step = (drawn[name] for name in ("frontier", "load", "stops", "step"))
     assert isinstance(frontier, Chart)
     chosen = next(s for s in frontier.panels[0].series if s.name == "this plan")

@@ -506,11 +506,11 @@ def ttft_quantile(state: Occupancy, probability: float) -> Array:
     """
     require(0.0 < probability < 1.0, "probability", "must lie inside (0, 1) [-]", probability)
     live, beyond = state.stable, 1.0 - probability
-    tail, wait, rate, laws = _first_token_tail(state)
+    tail, wait, rate, spans, laws = _first_token_tail(state)
     f = FirstToken(*(np.where(live, x, 1.0) for x in state.first))
     low = np.zeros_like(rate)
-    high = f.late_s + np.log1p(1.0 / beyond) / rate * (wait > 0) + sum(span for span, _ in laws[1:])
-    high = high + sum(np.exp(law[0] + 9.0 * law[1]) for _, law in laws)
+    high = f.late_s + np.log1p(1.0 / beyond) / rate * (wait > 0) + spans.sum(axis=0)
+    high = high + sum(np.exp(centre + 9.0 * sigma).sum(axis=0) for centre, sigma in laws)
     for _ in range(30):  # halvings
         middle = (low + high) / 2
         above = tail(middle) > beyond
@@ -533,42 +533,44 @@ def ttft_tail(state: Occupancy, time: ArrayLike) -> Array:
 
 def _first_token_tail(
     state: Occupancy,
-) -> tuple[Callable[[Array], Array], Array, Array, list[tuple[Array, _Law]]]:
-    """Return the tail as a function of time, P(wait) and its rate, and (running round, own step) of each case."""
+) -> tuple[Callable[[Array], Array], Array, Array, Array, tuple[_Law, _Law]]:
+    """Return the tail by time, P(wait) and its rate, running rounds (J, C), laws of own steps alone and joining."""
     live = state.stable
     f = FirstToken(*(np.where(live, x, 1.0) for x in state.first))
     wait, rate = np.where(live, state.p_wait, 0.0), np.where(live, state.queue_rate, 1.0)
-    alone = _log_normal(f.alone_s, f.prompt_cv2 * f.prompt_s**2)
-    joined = _joined_laws(f, np.where(live, state.rate, 1.0))
+    alone = _log_normal(f.alone_s[None], (f.prompt_cv2 * f.prompt_s**2)[None])
+    share, span, joined = _joined_laws(f, np.where(live, state.rate, 1.0))
+    weight = f.p_join * share / span
+    back = np.stack([np.zeros_like(span), span])
 
     def tail(x: Array) -> Array:
-        p = f.p_alone * _beyond(x, alone) + wait * np.exp(-rate * np.maximum(x - f.late_s, 0.0))
-        for share, span, law in joined:
-            p = p + f.p_join * share * (_integral(x, law) - _integral(x - span, law)) / span
-        return np.asarray(p)
+        p = f.p_alone * _beyond(x, alone)[0] + wait * np.exp(-rate * np.maximum(x - f.late_s, 0.0))
+        up_to, before = _integral(x - back, joined)
+        return np.asarray(p + (weight * (up_to - before)).sum(axis=0))
 
-    return tail, wait, rate, [(np.zeros_like(rate), alone), *((span, law) for _, span, law in joined)]
+    return tail, wait, rate, span, (alone, joined)
 
 
 _Law = tuple[Array, Array]  # mean and deviation of the logarithm
 
 
-def _joined_laws(f: FirstToken, rate: Array) -> list[tuple[Array, Array, _Law]]:
-    """Return (probability, length of the running round, law of the own step) for what a joining arrival may meet."""
+def _joined_laws(f: FirstToken, rate: Array) -> tuple[Array, Array, _Law]:
+    """Return probability, running round and law of the own step of the cases a joining arrival may meet, (J, C)."""
     held = _poisson(rate * 2 * f.boundary_s / (1.0 + rate * f.further_s))
     spans = [
         np.maximum(f.bare_s, 1e-12) + (count > 0) * f.prompt_s + np.maximum(count - 1, 0) * f.further_s
         for _, count, _ in held
     ]
     total = sum(p * span for (p, _, _), span in zip(held, spans, strict=True))
-    laws = []
+    cases = []
     for (p, _, _), span in zip(held, spans, strict=True):
         for q, count, variance in _poisson(rate * span):
             mean = f.step_s - 2 * rate * f.boundary_s * f.further_s * (f.budget_s == 0) + count * f.further_s
             own = f.prompt_cv2 * (f.prompt_s**2 + count * f.further_s**2)
-            law = _log_normal(mean + f.budget_s, f.spread + own + variance * f.further_s**2 + f.budget_s**2)
-            laws.append((p * span / total * q, span, law))
-    return laws
+            spread = f.spread + own + variance * f.further_s**2 + f.budget_s**2
+            cases.append((p * span / total * q, span, mean + f.budget_s, spread))
+    share, span, mean, variance = (np.stack(rows) for rows in zip(*cases, strict=True))
+    return share, span, _log_normal(mean, variance)
 
 
 def _poisson(mean: Array) -> list[tuple[Array, Array, Array]]:

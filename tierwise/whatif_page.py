@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from dataclasses import replace
@@ -38,6 +39,7 @@ from .whatif_verify import Verification
 
 STEPS = 120  # of a slider [-]
 THROTTLE_S = 0.05  # between two positions of a slider that is dragged [s]
+FLUSH_S = 1e-3  # given to what was drawn to be sent [s]
 CALM_S = 0.3  # without a move before intervals are worked out [s]
 POLL_S = 0.1  # between two looks at a running simulation [s]
 WAIT_S = 60.0  # for the first answer before a page is sent at all [s]
@@ -162,8 +164,8 @@ class Page:
                 self.plan = ui.html("", sanitize=False)
                 self.binds = ui.label("").classes("tw-binds")
             with ui.element("section").classes("tw-charts"):
-                drawn = self._drawn()
-                self.charts = {name: self._chart(name, title, drawn.get(name)) for name, title in CHARTS.items()}
+                self.shown = {name: options(chart) for name, chart in self._data().items()}
+                self.charts = {name: self._chart(name, title, self.shown.get(name)) for name, title in CHARTS.items()}
         self.note = ui.label("").classes("tw-note")
         ui.label("1").classes("tw-hidden tw-count")
 
@@ -252,9 +254,11 @@ class Page:
             self._changed(field, value)
 
         def slid(event: events.GenericEventArguments) -> None:
-            applied[0] = value = _at(field, float(event.args), even)
-            entry.set_value(value)
-            self._changed(field, value)
+            value = _at(field, float(event.args), even)
+            if value != applied[0]:  # a key sends its position twice, pressed and released
+                applied[0] = value
+                entry.set_value(value)
+                self._changed(field, value)
 
         entry.on("blur", typed)
         entry.on("keydown.enter", typed)
@@ -333,7 +337,7 @@ class Page:
         self.simulated, self.scenario, self.good, self.feasible = (), scenario, state, True
         self.answer, self.confidence = answer, None
         self._say("", "")
-        self._draw()
+        await self._draw()
         self._counted()
 
     async def _after(self) -> None:
@@ -344,23 +348,29 @@ class Page:
         confidence = await run.io_bound(self.planner.confidence, answer, self.state.folder)
         if answer is self.answer:
             self.confidence = confidence
-            self._draw()
+            await self._draw()
 
     # --- what is written ---------------------------------------------------------------------------------------------
 
-    def _drawn(self) -> dict[str, dict[str, Any]]:
-        return {name: options(chart) for name, chart in self._data().items()}
-
     def _data(self) -> dict[str, Chart | Stack]:
-        return charts(self.answer, self.confidence, self.simulated) if self.answer else {}
+        return dict(charts(self.answer, self.confidence, self.simulated)) if self.answer else {}
 
-    def _draw(self) -> None:
-        for name, drawn in self._drawn().items():
-            chart = self.charts[name]
-            chart.options.clear()
-            chart.options.update(drawn)
-            chart.run_chart_method("setOption", drawn, True)
+    async def _draw(self) -> None:
+        """Write and draw what has changed; each figure is on its way while the next is worked out."""
         self._write()
+        if self.answer is None:
+            return
+        for name, chart in charts(self.answer, self.confidence, self.simulated):
+            drawn = options(chart)
+            if drawn == self.shown.get(name):
+                continue
+            self.shown[name] = drawn
+            element = self.charts[name]
+            with element.props.suspend_updates():  # what it sends by itself is merged into what was drawn before
+                element.options.clear()
+                element.options.update(drawn)
+            element.run_chart_method("setOption", drawn, True)
+            await asyncio.sleep(FLUSH_S)
 
     def _write(self) -> None:
         if self.answer is not None:
@@ -433,7 +443,7 @@ class Page:
         self.answer = answer
         self._say("", "")
         self._controls()
-        self._draw()
+        await self._draw()
         self._counted()
         await self._after()
 
@@ -453,7 +463,7 @@ class Page:
         self.progress.set_visibility(True)
         self._progressed()
 
-    def _poll(self) -> None:
+    async def _poll(self) -> None:
         v = self.verification
         if v is None or not v.running:
             return
@@ -462,7 +472,7 @@ class Page:
         self._progressed()
         if len(v.done) > before:
             self.simulated = tuple(v.done)
-            self._draw()
+            await self._draw()
         if len(v.done) == len(v.rates) or v.ended:
             self._finished(v.said)
 

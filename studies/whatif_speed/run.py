@@ -57,7 +57,8 @@ WATCH = """() => {
 
 
 def timed(page: Any, act: Callable[[], object]) -> float:
-    """Return how long the page takes to answer [ms]."""
+    """Return how long the page takes to answer, once the intervals of the move before are there [ms]."""
+    page.wait_for_function("() => document.querySelector('.tw-card-tpot').textContent.includes('90 %')")
     page.wait_for_timeout(100)
     before = page.evaluate("() => window.moves.length")
     act()
@@ -72,13 +73,12 @@ def choose(page: Any, path: str, name: str) -> None:
 
 
 def moves(page: Any, count: int) -> dict[str, list[float]]:
-    """Return the times of the moves of each control [ms]; intervals in between have come to rest."""
+    """Return the times of the moves of each control [ms]: down and up again, since one that is at its end moves down."""
     found: dict[str, list[float]] = {}
     for name, path in SLIDERS.items():
-        handle = page.locator(f'.tw-slider[aria-label="{path}"] .q-slider__thumb')
-        handle.focus()
-        keys = ["ArrowLeft", *["ArrowRight"] * 2, "ArrowLeft"] * count
-        found[name] = [timed(page, lambda key=key: page.keyboard.press(key)) for key in keys[: 2 * count]]
+        page.locator(f'.tw-slider[aria-label="{path}"] [tabindex]').focus()
+        keys = ["PageDown"] * count + ["PageUp"] * count  # ten of the 120 steps each
+        found[name] = [timed(page, lambda key=key: page.keyboard.press(key)) for key in keys]
     for name, (path, values) in CHOICES.items():
         found[name] = [timed(page, lambda v=v, p=path: choose(page, p, v)) for v in values]
     return found
@@ -119,9 +119,8 @@ def analyse(quick: bool) -> dict[str, Any]:
             paints = [painted(chromium.new_page(), url) for _ in range(2 if quick else 5)]
             page = chromium.new_page(viewport={"width": 1600, "height": 1000})
             painted(page, url)
-            page.wait_for_function("() => document.querySelector('.tw-card-tpot').textContent.includes('90 %')")
             page.evaluate(WATCH)
-            found = moves(page, 2 if quick else 6)
+            found = moves(page, 1 if quick else 3)
             chromium.close()
     finally:
         server.terminate()
