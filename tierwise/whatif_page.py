@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from dataclasses import replace
@@ -39,7 +38,6 @@ from .whatif_verify import Verification
 
 STEPS = 120  # of a slider [-]
 THROTTLE_S = 0.05  # between two positions of a slider that is dragged [s]
-FLUSH_S = 1e-3  # given to what was drawn to be sent [s]
 CALM_S = 0.3  # without a move before intervals are worked out [s]
 POLL_S = 0.1  # between two looks at a running simulation [s]
 WAIT_S = 60.0  # for the first answer before a page is sent at all [s]
@@ -337,7 +335,7 @@ class Page:
         self.simulated, self.scenario, self.good, self.feasible = (), scenario, state, True
         self.answer, self.confidence = answer, None
         self._say("", "")
-        await self._draw()
+        self._draw()
         self._counted()
 
     async def _after(self) -> None:
@@ -348,29 +346,31 @@ class Page:
         confidence = await run.io_bound(self.planner.confidence, answer, self.state.folder)
         if answer is self.answer:
             self.confidence = confidence
-            await self._draw()
+            self._draw()
 
     # --- what is written ---------------------------------------------------------------------------------------------
 
     def _data(self) -> dict[str, Chart | Stack]:
         return dict(charts(self.answer, self.confidence, self.simulated)) if self.answer else {}
 
-    async def _draw(self) -> None:
-        """Write and draw what has changed; each figure is on its way while the next is worked out."""
+    def _draw(self) -> None:
+        """Write and draw what has changed, all at once: the browser lays the page out a single time."""
         self._write()
-        if self.answer is None:
-            return
-        for name, chart in charts(self.answer, self.confidence, self.simulated):
+        changed = {}
+        for name, chart in self._data().items():
             drawn = options(chart)
-            if drawn == self.shown.get(name):
-                continue
-            self.shown[name] = drawn
-            element = self.charts[name]
-            with element.props.suspend_updates():  # what it sends by itself is merged into what was drawn before
-                element.options.clear()
-                element.options.update(drawn)
-            element.run_chart_method("setOption", drawn, True)
-            await asyncio.sleep(FLUSH_S)
+            if drawn != self.shown.get(name):
+                self.shown[name] = drawn
+                element = self.charts[name]
+                with element.props.suspend_updates():  # what it sends by itself is merged into what was drawn before
+                    element.options.clear()
+                    element.options.update(drawn)
+                changed[element.id] = drawn
+        if changed:
+            ui.run_javascript(
+                f"for (const [id, drawn] of Object.entries({json.dumps(changed)})) "
+                "getElement(+id).chart.setOption(drawn, true)"
+            )
 
     def _write(self) -> None:
         if self.answer is not None:
@@ -443,7 +443,7 @@ class Page:
         self.answer = answer
         self._say("", "")
         self._controls()
-        await self._draw()
+        self._draw()
         self._counted()
         await self._after()
 
@@ -463,7 +463,7 @@ class Page:
         self.progress.set_visibility(True)
         self._progressed()
 
-    async def _poll(self) -> None:
+    def _poll(self) -> None:
         v = self.verification
         if v is None or not v.running:
             return
@@ -472,7 +472,7 @@ class Page:
         self._progressed()
         if len(v.done) > before:
             self.simulated = tuple(v.done)
-            await self._draw()
+            self._draw()
         if len(v.done) == len(v.rates) or v.ended:
             self._finished(v.said)
 
