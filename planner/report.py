@@ -12,7 +12,7 @@ from typing import Any
 
 from theory.errors import InputError
 
-from .day_report import day_csv, day_png
+from .day_report import day_csv
 from .launch import launch_files, resolved
 from .requests import RequestFormat, write_requests
 from .scenario import Scenario
@@ -54,8 +54,10 @@ def write_report(
     return write_contents(folder, contents)
 
 
-def write_day(result: dict[str, Any], folder: Path, scenario: Scenario, start: Path) -> list[Path]:
-    """Write day.json, day.csv, day.png and scenario.yaml into ``folder`` and return their paths.
+def write_day(
+    result: dict[str, Any], folder: Path, scenario: Scenario, start: Path, pages: Contents = NOTHING
+) -> list[Path]:
+    """Write day.json, day.csv, scenario.yaml and ``pages`` into ``folder`` and return their paths.
 
     The files depend on the scenario and the seed alone: the time the planner took is left out.
 
@@ -68,10 +70,10 @@ def write_day(result: dict[str, Any], folder: Path, scenario: Scenario, start: P
     contents = {
         "day.json": (json.dumps(stable, indent=2, allow_nan=False) + "\n").encode(),
         "day.csv": day_csv(result).encode(),
-        "day.png": day_png(result),
         "scenario.yaml": resolved(scenario, result["provenance"]["seed"], start, folder).encode(),
+        **pages,
     }
-    return write_files(folder, {name: _of(content) for name, content in contents.items()})
+    return write_contents(folder, contents)
 
 
 def write_sweep(result: dict[str, Any], folder: Path, pages: Contents = NOTHING) -> list[Path]:
@@ -90,8 +92,8 @@ def write_sweep(result: dict[str, Any], folder: Path, pages: Contents = NOTHING)
     return write_contents(folder, contents)
 
 
-def write_pareto(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Write pareto.json, pareto.csv and pareto.png of several objectives; return their paths.
+def write_pareto(result: dict[str, Any], folder: Path, pages: Contents = NOTHING) -> list[Path]:
+    """Write pareto.json, pareto.csv and ``pages`` of several objectives; return their paths.
 
     Raises
     ------
@@ -101,9 +103,9 @@ def write_pareto(result: dict[str, Any], folder: Path) -> list[Path]:
     contents = {
         "pareto.json": (json.dumps(result, indent=2, allow_nan=False) + "\n").encode(),
         "pareto.csv": _pareto_csv(result).encode(),
-        "pareto.png": _pareto_png(result),
+        **pages,
     }
-    return write_files(folder, {name: _of(content) for name, content in contents.items()})
+    return write_contents(folder, contents)
 
 
 PARETO_COLUMNS = (
@@ -119,41 +121,6 @@ def _pareto_csv(result: dict[str, Any]) -> str:
     for row in result["pareto"]:
         writer.writerow([*(row[c] for c in PARETO_COLUMNS), " ".join(row["best_in"]), "; ".join(row["tiers"])])
     return text.getvalue()
-
-
-LABELS = {
-    "cost": "cost [USD per 1000 requests]",
-    "quality": "quality [share of correct answers]",
-    "latency": "mean time to final answer [s]",
-    "energy": "energy [J per request]",
-}
-
-
-def _pareto_png(result: dict[str, Any]) -> bytes:
-    """Draw every objective against the first one, the second one as the colour where there are three or more."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = [o["name"] for o in result["objectives"]]
-    data = {o["name"]: [r[o["key"]] for r in result["pareto"]] for o in result["objectives"]}
-    others = names[1:]
-    colour = others[0] if len(others) > 1 else None
-    figure, axes = plt.subplots(1, len(others), figsize=(4.4 * len(others), 3.8), layout="constrained", squeeze=False)
-    for axis, other in zip(axes[0], others, strict=True):
-        shade = colour if other != colour else others[-1] if colour else None
-        dots = axis.scatter(data[names[0]], data[other], s=22, c=data[shade] if shade else "#0072B2", cmap="viridis")
-        if shade:
-            figure.colorbar(dots, ax=axis, label=LABELS[shade])
-        axis.set_xlabel(LABELS[names[0]])
-        axis.set_ylabel(LABELS[other])
-        axis.grid(alpha=0.25)
-    figure.suptitle(f"{result['scenario']}: plans that none beats in {', '.join(names)}", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": "tierwise"})
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 def write_simulation(

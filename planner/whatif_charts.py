@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -205,11 +206,17 @@ def against_load(answer: Answer, confidence: Confidence | None, simulated: tuple
 def rate_limits(answer: Answer) -> tuple[float, float]:
     """Return the rate at which the chosen replicas become unstable, and up to which they keep the SLOs [requests/s]."""
     groups, problem = answer.chosen.groups, answer.problem
-    idle = np.full(len(groups), 1e-9)
-    most = occupancy([g.service for g in groups], idle, answer.space.load).rate_limit
+    most = own_state(answer).rate_limit
     per_replica = np.array([g.rate for g in groups]) / problem.rate
     bears = np.array([answer.search.capacity(g) for g in groups]) / HEADROOM
     return float(np.min(most / per_replica)), float(np.min(bears / per_replica))
+
+
+@lru_cache(maxsize=8)
+def own_state(answer: Answer) -> Occupancy:
+    """Return the state of a replica of each tier of the plan at its own load."""
+    groups = answer.chosen.groups
+    return occupancy([g.service for g in groups], np.array([g.rate for g in groups]), answer.space.load)
 
 
 def _states(answer: Answer, services: list[Service], rates: Array) -> Occupancy:
@@ -295,8 +302,8 @@ def _parts(answer: Answer, group: Group) -> dict[str, float]:
 
 def mean_batch(answer: Answer, group: Group) -> float:
     """Return the mean number of decoding sequences while a replica is busy, at least 1 [sequences]."""
-    state = occupancy([group.service], np.array([group.rate]), answer.space.load)
-    return max(float(state.batch_busy[0]), 1.0)
+    at = next(i for i, g in enumerate(answer.chosen.groups) if g is group)
+    return max(float(own_state(answer).batch_busy[at]), 1.0)
 
 
 def stops(answer: Answer) -> Stack:

@@ -147,7 +147,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert {r["key"] for r in result["objectives"]} == {"usd_per_1000_requests", "quality", "e2e_mean_s"}
     assert {n for r in result["pareto"] for n in r["best_in"]} == {"cost", "quality", "latency"}
     assert all(r["simulated"]["keeps_slos"] in (True, False) for r in result["pareto"] if r["best_in"])
-    assert {f.name for f in tmp_path.iterdir()} == {"pareto.json", "pareto.csv", "pareto.png"}
+    assert {f.name for f in tmp_path.iterdir()} == {"pareto.json", "pareto.csv", "pareto.png", "pareto.svg"}
     with (tmp_path / "pareto.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(result["pareto"])
     refused = subprocess.run([*command[:5], "cost"], capture_output=True, text=True, timeout=60, check=False)

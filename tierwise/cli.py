@@ -256,8 +256,8 @@ def plan(
 
     With --output: report.html and its figures (.svg, .png), plan.json, frontier.csv, launch-TIER.sh, bench.sh,
     policy.json and scenario.yaml; with --sweep instead: sweep.json, sweep.csv, sweep.png, sweep.svg, and sweep.jsonl,
-    whose finished points are not planned again; with --objectives instead: pareto.json, pareto.csv and pareto.png;
-    with --day instead: day.json, day.csv, day.png and scenario.yaml.
+    whose finished points are not planned again; with --objectives instead: pareto.json, pareto.csv, pareto.png and
+    pareto.svg; with --day instead: report.html, day.json, day.csv, day.png, day.svg and scenario.yaml.
     """
     from planner.plan import plan_scenario
     from planner.report import write_report
@@ -286,7 +286,9 @@ def plan(
         with _progress() as progress:
             result = plan_day(asked, start, seed=seed, progress=progress, means=means)
         if output is not None:
-            write_day(result, output, asked, start)
+            from .report import day as pages
+
+            write_day(result, output, asked, start, pages.files(result, asked, start, output))
         _emit(result, show.day, format, None, "")
         return
     with _progress() as progress:
@@ -758,7 +760,10 @@ def _pareto(
     with _progress() as progress:
         result = pareto_plans(asked, start, names, seed, progress, means)
     if output is not None:
-        write_pareto(result, output)
+        from .figures import objectives as figures
+        from .figures import picture
+
+        write_pareto(result, output, picture.files(figures.pictures(result)))
     _emit(result, show.pareto, format, None, "")
 
 

@@ -1,8 +1,8 @@
 """Claim: the what-if page is painted within 3 s, and answers a move of a control in a median of 200 ms.
 
 `tierwise whatif` as a user starts it, driven in Chromium. A move is timed in the browser, from the key or click to the
-second frame after the last figure was drawn. Moves of all controls, one after another; those that need other services
-(lengths, GPU type) take longest and are listed by themselves.
+end of the frame in which the last figure was painted. Moves of all controls, one after another; those that need other
+services (lengths, GPU type) take longest and are listed by themselves.
 
     python studies/whatif_speed/run.py [--quick] [--output DIR]
 
@@ -50,8 +50,9 @@ WATCH = """() => {
     for (const kind of ['keydown', 'mousedown'])
         document.addEventListener(kind, () => { began = performance.now(); }, true);
     new MutationObserver(() => {
-        const from = began;
-        requestAnimationFrame(() => requestAnimationFrame(() => window.moves.push(performance.now() - from)));
+        const from = began, painted = new MessageChannel();
+        painted.port1.onmessage = () => window.moves.push(performance.now() - from);
+        requestAnimationFrame(() => painted.port2.postMessage(0));  // comes after the frame was painted
     }).observe(document.querySelector('.tw-count'), {childList: true, characterData: true, subtree: true});
 }"""
 
@@ -73,7 +74,7 @@ def choose(page: Any, path: str, name: str) -> None:
 
 
 def moves(page: Any, count: int) -> dict[str, list[float]]:
-    """Return the times of the moves of each control [ms]: down and up again, since one that is at its end moves down."""
+    """Return the times of the moves of each control, down and up again [ms]."""
     found: dict[str, list[float]] = {}
     for name, path in SLIDERS.items():
         page.locator(f'.tw-slider[aria-label="{path}"] [tabindex]').focus()

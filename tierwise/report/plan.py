@@ -12,7 +12,7 @@ from tierwise import __version__
 from tierwise.figures import picture
 from tierwise.figures.plan import pictures
 
-from .page import NOTHING, Table, amount, figures, percent, render, seconds, signed, span
+from .page import NOTHING, Table, amount, figures, percent, render, seconds, signed, span, upper_first
 
 TAGS = ("measured", "fitted", "published law", "published", "assumed", "roofline", "transferred", "drawn", "given")
 CONTENTS = (
@@ -20,6 +20,7 @@ CONTENTS = (
     ("headline", "Headline numbers"),
     ("tiers", "Tiers"),
     ("agreement", "Predicted and simulated"),
+    ("shortlist", "Shortlist"),
     ("frontier", "Quality against cost"),
     ("load", "Load and speculation"),
     ("changes", "What would change it"),
@@ -66,6 +67,7 @@ def files(result: dict[str, Any], scenario: Scenario, start: Path, folder: Path)
         headline=_headline(result, scenario),
         tiers=_tiers(result),
         compared=_compared(result, scenario),
+        shortlist=_shortlist(result),
         frontier=_frontier(result),
         crossovers=_crossovers(result),
         changes=_changes(result),
@@ -201,9 +203,11 @@ def _tiers(result: dict[str, Any]) -> Table:
 def _compared(result: dict[str, Any], scenario: Scenario) -> Table:
     """Return each figure predicted, simulated and apart, beside the baseline."""
     base, limits = result["baseline"], _limits(result, scenario)
-    others = [(k, n) for k, n in (("plain", "no draft"), ("speculative", "with a draft")) if base[k] is not None]
+    layout = base["name"]
+    known = (("today", "today"), ("plain", f"{layout}, no draft"), ("speculative", f"{layout}, with a draft"))
+    others = [(k, said) for k, said in known if base[k] is not None and base[k]["predicted"] is not None]
     columns = ["figure", "predicted", "simulated", "95 % interval", "difference"]
-    columns += [f"{base['name']}, {said}, simulated" for _, said in others]
+    columns += [f"{said}, simulated" for _, said in others]
     rows = [["GPUs", *[str(result["predicted"]["gpus"])] * 2, NOTHING, NOTHING]]
     rows[0] += [str(base[k]["predicted"]["gpus"]) for k, _ in others]
     for name, form, path, where in FIGURES:
@@ -216,8 +220,25 @@ def _compared(result: dict[str, Any], scenario: Scenario) -> Table:
         row = [name + limit, form(value), form(found), seen, signed(apart)]
         rows.append(row + [form(_at(base[k]["simulated"], where)) for k, _ in others])
     short = [said for k, said in others if not base[k]["keeps_slos"]]
-    note = f" {base['name'].capitalize()} misses an SLO {' and '.join(short)}." if short else ""
+    note = f" An SLO is missed by: {'; '.join(short)}." if short else ""
     return Table(columns, rows, caption=f"Difference: simulated against predicted.{note}")
+
+
+def _shortlist(result: dict[str, Any]) -> Table:
+    """Return the plans that were looked at, what simulation said of them, and why each is in or out."""
+    rows = []
+    for r in result["shortlist"]:
+        seen = r["simulated"] or {"e2e_mean_s": None}
+        pair = f"{seconds((r['predicted'] or seen)['e2e_mean_s'])} / {seconds(seen['e2e_mean_s'])}"
+        verdict = f"{'in' if r['in'] else 'out'}: {r['why']}"
+        counts = (str(r["gpus"]), amount(r["usd_per_1000_requests"]), pair, amount(r["requests_simulated"]))
+        rows.append((" + ".join(r["tiers"]), verdict, *counts))
+    s = result["selection"]
+    sure = "not reached" if s["confidence"] is None else f"{s['confidence']:.0%}"
+    note = f"{upper_first(s['rule'])}. Confidence {sure}; {s['source']}."
+    columns = ("plan", "verdict", "GPUs", "USD per 1000 requests", "time to the answer, predicted / simulated")
+    marked = next((i for i, r in enumerate(result["shortlist"]) if r["in"]), None)
+    return Table((*columns, "requests simulated"), rows, words=2, caption=note, marked=marked)
 
 
 def _frontier(result: dict[str, Any]) -> Table:
