@@ -343,6 +343,11 @@ def readme(r: dict[str, Any]) -> str:
         return f"{1 - best[key] / routed['theory'][key]:.0%}"
 
     last = {x["routing"]: x for x in routed["rows"][-3:]}
+
+    def above(key: str) -> str:
+        off = [x[key] / routed["theory"][key] - 1 for x in routed["rows"] if x["routing"] == "random"]
+        return f"{min(off):.0%} to {max(off):.0%}"
+
     fleets = ", ".join(f"{k}: TPOT {ms(x['tpot_s'])} ms, p99 TTFT {ms(x['ttft_p99_s'])} ms" for k, x in last.items())
     return f"""# A day on 10,000 GPUs
 
@@ -398,7 +403,9 @@ half a second on the whole of it, and show batches that never grew. Times in ms.
 
 {routed["service"]} at {routed["requests_per_s"]:.3g} requests/s, {SHARE:.0%} of what it bears. Split at random,
 Poisson requests are Poisson at every replica, so nothing changes with m: theory has TPOT
-{ms(routed["theory"]["tpot_s"])} ms and p99 TTFT {ms(routed["theory"]["ttft_p99_s"])} ms. In turn, gaps at a replica
+{ms(routed["theory"]["tpot_s"])} ms and p99 TTFT {ms(routed["theory"]["ttft_p99_s"])} ms. Simulated, mean TPOT is
+{above("tpot_s")} higher and p99 TTFT {above("ttft_p99_s")}, whatever the number of
+replicas: errors of the theory of one replica, not of the size of the fleet. In turn, gaps at a replica
 become even; sent to whoever has least to do, requests see the mean of the fleet.
 In a fleet of {routed["rows"][-1]["replicas"]}: {fleets}.
 
