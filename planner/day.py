@@ -32,12 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.workload import Workload, at_rate, poisson
-from theory.errors import InfeasibleError, refuse, require
+from theory.errors import InfeasibleError, refuse
 
 from . import explain
 from .build import Problem, joined_names, resolve
 from .frontier import hull, lambda_of
-from .plan import Progress, silent
+from .plan import Progress, check_plannable, silent
 from .scenario import Arrivals, Scenario, Slo
 from .search import Candidate, Group, Rule, Search, best_of, price, quality_floor
 from .service import Service
@@ -110,7 +110,7 @@ def plan_day(
         If a piece has no plan within the constraints, or two that follow each other do not fit the fleet together.
     """
     start = time.perf_counter()
-    require(scenario.objective is not None, "objective", "must be given to plan", None)
+    check_plannable(scenario)
     pieces = periods(scenario.traffic.arrivals, scenario.traffic.rate)
     used_seed = scenario.search.seed if seed is None else seed
     progress("enumerating", 0, 1)

@@ -37,6 +37,30 @@ def silent(what: str, done: int, of: int) -> None:
     """Show nothing."""
 
 
+def check_plannable(scenario: Scenario) -> None:
+    """Refuse a scenario that nothing can be planned for.
+
+    Raises
+    ------
+    InputError
+        If it has no objective, or its load is a closed loop.
+    """
+    require(
+        scenario.objective is not None,
+        "objective",
+        "must be given to plan: `lambda_usd`, `budget_usd_per_1000` or `quality_floor`",
+        None,
+        "{quality_floor: top} asks for the cheapest plan that is right as often as the last tier.",
+    )
+    require(
+        scenario.traffic.clients == 0,
+        "traffic.clients",
+        "must be 0 to plan: a closed loop sets its own load",
+        scenario.traffic.clients,
+        "Give `traffic.rate` [requests/s], or use `tierwise simulate`.",
+    )
+
+
 def plan_scenario(
     scenario: Scenario,
     folder: Path,
@@ -60,19 +84,7 @@ def plan_scenario(
         If no plan keeps the constraints; the message names the one that binds and the nearest plan.
     """
     start = time.perf_counter()
-    require(
-        scenario.objective is not None,
-        "objective",
-        "must be given to plan: `lambda_usd`, `budget_usd_per_1000` or `quality_floor`",
-        None,
-    )
-    require(
-        scenario.traffic.clients == 0,
-        "traffic.clients",
-        "must be 0 to plan: a closed loop sets its own load",
-        scenario.traffic.clients,
-        "Give `traffic.rate` [requests/s], or use `tierwise simulate`.",
-    )
+    check_plannable(scenario)
     used_seed = scenario.search.seed if seed is None else seed
     progress("enumerating", 0, 1)
     problem = resolve(scenario, folder, profile, used_seed)

@@ -139,6 +139,8 @@ def _objective(search: Search, rules: list[Rule], deployed: Deployed) -> list[di
         ways = [[floor - s for s in STEPS if s < floor], [floor + s for s in STEPS if floor + s <= 1] or [1.0]]
         rows = [_nearest(f"objective.{name}", "-", floor, tried, best, deployed) for tried in ways]
         return [*rows, _price_row(price, per, price, None, None)]
+    if objective.quality_floor is not None:  # as often right as the one tier there is: nothing to move
+        return [_price_row(price, per, price, None, None)]
     name = "lambda_usd" if objective.lambda_usd is not None else "budget_usd_per_1000"
     unit = "USD per correct answer" if name == "lambda_usd" else "USD per 1000 requests"
     rows = _both_ways(f"objective.{name}", unit, float(getattr(objective, name)), best, deployed)

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 
 from simulator.workload import at_rate
-from theory.errors import InfeasibleError, require
+from theory.errors import InfeasibleError
 
 from . import explain
 from .build import Problem, joined_names, resolve
 from .crossover import crossover
 from .frontier import hull, lambda_of
-from .plan import frontier_rows, shadow_price
+from .plan import check_plannable, frontier_rows, shadow_price
 from .scenario import DraftChoice, Objective, Scenario, Slo, TierChoice
 from .search import Candidate, Rule, Search, best_of, quality_floor, single
 from .service import Load, Service, with_length
@@ -102,7 +102,7 @@ class Planner:
         InfeasibleError
             If no plan keeps the constraints; the message says what binds and what comes nearest.
         """
-        check_open_loop(scenario)
+        check_plannable(scenario)
         with self._lock:
             base = self._base(scenario, folder)
             problem = _at(base.problem, scenario)
@@ -195,20 +195,6 @@ def plan_json(answer: Answer, confidence: Confidence, simulated: dict[str, Any] 
             "planner": "analytic enumeration, as tierwise simulate picks a deployment",
         },
     }
-
-
-def check_open_loop(scenario: Scenario) -> None:
-    """Refuse a scenario that nothing can be planned for.
-
-    Raises
-    ------
-    InputError
-        If it has no objective, or its load is a closed loop.
-    """
-    rule = "must be given to plan: `lambda_usd`, `budget_usd_per_1000` or `quality_floor`"
-    require(scenario.objective is not None, "objective", rule, None)
-    clients = scenario.traffic.clients
-    require(clients == 0, "traffic.clients", "must be 0 to plan: a closed loop sets its own load", clients)
 
 
 def _plain(scenario: Scenario) -> Scenario:

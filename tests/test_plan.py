@@ -170,6 +170,30 @@ def test_own_model_and_trace(tmp_path: Path) -> None:
     assert {t["model"] for t in result["plan"]["tiers"]} <= {"mine", "qwen2.5-72b"}
 
 
+@pytest.mark.parametrize("objective", ["{quality_floor: top}", "{budget_usd_per_1000: 5}"])
+def test_one_model_without_grades(tmp_path: Path, objective: str) -> None:
+    """The least a user can bring: one model, its requests, and nothing known of how often it is right."""
+    scenario = write_own_scenario(tmp_path, tmp_path / "trace.csv")
+    scenario.write_text(
+        f"name: least\nfleet: {{accelerator: h100-sxm, gpus: 8, price_per_gpu_hour: 2.5}}\n"
+        f"traffic: {{rate: 20, requests: 1500, prompt_tokens: {{median: 500, sigma: 1, high: 4000}}, "
+        f"output_tokens: {{median: 150, sigma: 0.7, high: 1000}}}}\n"
+        f"tiers: [{{name: only, model: mine, tp: [1, 2]}}]\n"
+        f"slo: {{ttft_p99_s: 1.0, tpot_mean_s: 0.05}}\nobjective: {objective}\n"
+    )
+    asked, start = load_scenario(scenario)
+    result = plan_scenario(asked, start)
+    assert result["feasible"]
+    assert result["predicted"]["quality"] is None
+    cheapest = result["frontier"][0]
+    if "top" in objective:
+        assert result["predicted"]["usd_per_1000_requests"] == pytest.approx(cheapest["usd_per_1000_requests"])
+        moved = {r["key"] for r in result["changes"]}
+        assert "objective.quality_floor" not in moved  # there is no quality to move
+    page = report_files(result, asked, start, tmp_path)["report.html"].decode()
+    assert "Recommended deployment" in page
+
+
 @pytest.mark.skipif(not TRACE.exists(), reason="the conversation trace is not beside the project")
 def test_conversation_trace(tmp_path: Path) -> None:
     result = plan_scenario(*load_scenario(write_own_scenario(tmp_path, TRACE)))

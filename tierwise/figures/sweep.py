@@ -60,7 +60,7 @@ def sweep(result: dict[str, Any], palette: Palette) -> Picture:
     for axes in panels.ravel():
         _along(axes, values, bool(numbers))
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="best")
+            axes.legend(loc="best", handlelength=3.2)  # long enough for dashes
     for axes in panels[1]:
         axes.set_xlabel(plain(along))
     others = ", ".join(k for k in keys if k != along)
