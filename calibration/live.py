@@ -647,8 +647,9 @@ def _realised(
 ) -> dict[str, Any]:
     """Run a plan on requests it does not know; each is given to one of its two policies by chance.
 
-    After every other one it serves a request that it knows, which is what predicts the time of a visit: a tier that is
-    seldom asked finds its weights gone from the caches, and what the machine does meanwhile meets both sides alike.
+    After every other one it serves a request that it knows, which is what predicts the time of a visit: in the order of
+    the run, where a tier that is seldom asked may find its weights gone from the caches, and at the same time, so that
+    what the machine does meanwhile meets both sides alike.
     """
     known, unknown = texts
     count = len(bench.size.tiers)
