@@ -36,6 +36,7 @@ from theory.errors import InfeasibleError, refuse
 
 from . import explain
 from .build import Problem, joined_names, resolve
+from .day_report import clock
 from .frontier import hull, lambda_of
 from .plan import Progress, check_plannable, silent
 from .scenario import Arrivals, Scenario, Slo
@@ -182,7 +183,7 @@ class Day:
         except InfeasibleError as error:
             if only is not None:
                 return []
-            raise InfeasibleError(f"from {_clock(piece.start_s)} on, {error}") from None
+            raise InfeasibleError(f"from {clock(piece.start_s)} on, {error}") from None
         return found[:LEADING]
 
     def _fronts(self, only: set[int] | None) -> list[list[Rule]]:
@@ -214,7 +215,7 @@ class Day:
         gpus = sum(pool.gpus for pool in self.problem.pools)
         at = self.pieces[(worst + 1) % len(self.pieces)].start_s
         return (
-            f"the plans before and after {_clock(at)} do not fit the fleet together while replicas load: they hold "
+            f"the plans before and after {clock(at)} do not fit the fleet together while replicas load: they hold "
             f"{held[worst]} GPUs; `fleet.gpus` is {gpus}. The nearest plan has fleet.gpus = {held[worst]}, or no "
             "`autoscaling`."
         )
@@ -316,10 +317,6 @@ def _shortest(worth: list[Array], steps: list[Array], first: int) -> tuple[float
     for of in reversed(back):
         chain.append(int(of[chain[-1]]))
     return float(so_far.min()), chain[::-1]
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,17 @@ import io
 from typing import Any
 
 
+def clock(time_s: float) -> str:
+    """Return a time of the day.
+
+    Examples
+    --------
+    >>> clock(5400.0)
+    '01:30'
+    """
+    return f"{int(time_s // 3600):02d}:{int(time_s % 3600 // 60):02d}"
+
+
 def described(row: dict[str, Any]) -> str:
     """Return the tiers of a piece in a line, with the draft length at the mean batch."""
     return " + ".join(

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from planner.day_report import clock
+
 _elsewhere: ContextVar[Console | None] = ContextVar("console", default=None)
 
 
@@ -530,7 +532,7 @@ def day(result: dict[str, Any]) -> None:
     for row in result["periods"]:
         tiers = row["tiers"]
         table.add_row(
-            _clock(row["start_s"]),
+            clock(row["start_s"]),
             f"{row['requests_per_s']:,.5g}",
             str(row["gpus"]),
             f"+{row['started_gpus']}" if row["started_gpus"] else "",
@@ -558,10 +560,6 @@ def _replica(tier: dict[str, Any]) -> tuple[str, ...]:
     return tier["name"], tier["model"], str(tier["tp"]), tier["draft"] or "none", _schedule(tier["schedule"])
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}"
-
-
 def _checked(console: Console, result: dict[str, Any]) -> None:
     """Print predicted beside simulated figures of the pieces that were simulated."""
     table = _table("Predicted (90 %) / simulated (95 %)", "from", "mean TPOT [ms]", "p99 TTFT [ms]", "answer [s]")
@@ -574,7 +572,7 @@ def _checked(console: Console, result: dict[str, Any]) -> None:
             for of, ends in (("predicted", "predicted_interval"), ("simulated", "simulated_interval"))
         )
         table.add_row(
-            _clock(c["start_s"]),
+            clock(c["start_s"]),
             f"{own} / {seen}",
             f"{1000 * ttft['predicted']:.3g} / {1000 * ttft['simulated']:.3g}",
             f"{e2e['predicted']:.3g} / {e2e['simulated']:.3g}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from planner.day_report import clock
 from planner.launch import resolved
 from planner.scenario import Scenario
 from tierwise import __version__
@@ -48,17 +49,6 @@ def files(result: dict[str, Any], scenario: Scenario, start: Path, folder: Path)
         figures=figures(drawn, images),
     )
     return {"report.html": page, **images}
-
-
-def clock(time_s: float) -> str:
-    """Return a time of the day.
-
-    Examples
-    --------
-    >>> clock(5400.0)
-    '01:30'
-    """
-    return f"{int(time_s // 3600):02d}:{int(time_s % 3600 // 60):02d}"
 
 
 def _headline(result: dict[str, Any]) -> list[dict[str, Any]]:
