@@ -34,7 +34,7 @@ from theory.latency import Efficiency, Profile
 
 HERE = Path(__file__).parent
 SHARP = Efficiency(gemm_knee=8.0)  # vLLM's products show a sharp knee; held, since the fit tells little about it
-DATE = "2026-11-21"  # of the fit
+DATE = "2026-11-29"  # of the fit
 VIDUR = "microsoft/vidur commit 7d47513 (MIT), cuBLAS fp16 and NCCL; attention: vLLM 0.14.0 by ai-dynamo/aiconfigurator"
 AIC = "ai-dynamo/aiconfigurator 0.12.0 (Apache-2.0), vLLM 0.24.0"
 TRTLLM = "trtllm-1.3.0rc20"  # engine of the bf16 products
