@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.engine import Routing
 from theory import cascade
-from theory.cascade import Frontier, Mixture, Policy, PolicyValue, Vertex
+from theory.cascade import Frontier, Policy, Vertex
 from theory.errors import InfeasibleError
 from theory.load_prices import Demand, LoadPlan, SharedProcessor, plan_under_load
 from theory.outcomes import Outcomes, accuracy
@@ -87,16 +87,20 @@ class Candidate:
         )
 
 
+Frontiers = dict[tuple[tuple[int, ...], bytes], tuple[Frontier, list[Rule]]]  # by tiers and prices; a rule a vertex
+
+
 class Search:
     """Candidates of a problem under the analytic model, and which is best."""
 
-    def __init__(self, problem: Problem, space: Space, floor: float | None) -> None:
+    def __init__(self, problem: Problem, space: Space, floor: float | None, frontiers: Frontiers | None = None) -> None:
+        """Start from the frontiers that another search of the same outcomes has found; what is new is added to them."""
         self.problem, self.space, self.floor = problem, space, floor
         self.evaluated = 0  # (policy, service) pairs priced analytically
         self._capacity = [c.copy() for c in space.capacity]
         self._simulated: set[tuple[int, int]] = set()  # tier and index of the services whose capacity was simulated
         self._beaten: dict[tuple[int, int], int] = {}  # of these by which other one of the tier, in simulation
-        self._frontiers: dict[tuple[tuple[int, ...], bytes], tuple[Outcomes, Frontier, list[Rule]]] = {}  # by prices
+        self._frontiers: Frontiers = {} if frontiers is None else frontiers
         pools = problem.pools
         pool = [[pools.index(problem.pool(s.deployment)) for s in of] for of in space.services]
         self._of_pool = [  # by tier and pool: the services and their GPUs
@@ -158,11 +162,13 @@ class Search:
         if key not in self._frontiers:
             part = subset(table, tiers)
             front = cascade.frontier(part, prices)
-            self._frontiers[key] = part, front, [_pure(tiers, part, prices, vertex) for vertex in front.vertices]
-        part, front, pure = self._frontiers[key]
+            self._frontiers[key] = front, [_pure(tiers, part, prices, vertex) for vertex in front.vertices]
+        front, pure = self._frontiers[key]
         yield from pure
         if self.floor is not None and front.quality[0] < self.floor < front.quality[-1]:
-            yield _mixed(tiers, part, prices, front.at_quality(self.floor))
+            mixture = front.at_quality(self.floor)
+            low, high = (next(r for r in pure if r.low is v.policy) for v in (mixture.low, mixture.high))
+            yield _blend(low, high, mixture.gamma)
 
     def allocate(self, rule: Rule) -> Candidate | None:
         """Return the rule on the cheapest GPUs that carry it within the SLOs, or None if the fleet is too small.
@@ -264,10 +270,9 @@ class Search:
 
     def like(self, problem: Problem, space: Space) -> Search:
         """Return the search of a problem that differs in a number, which services are faster in simulation known."""
-        other = Search(problem, space, quality_floor(problem))
+        known = self._frontiers if problem.outcomes is self.problem.outcomes else None
+        other = Search(problem, space, quality_floor(problem), known)
         other._beaten = self._beaten
-        if problem.outcomes is self.problem.outcomes:
-            other._frontiers = self._frontiers
         return other
 
     def is_simulated(self, group: Group) -> bool:
@@ -380,14 +385,6 @@ def single(problem: Problem, tier: int) -> Rule:
 def _pure(tiers: tuple[int, ...], part: Outcomes, prices: Array, vertex: Vertex) -> Rule:
     value = cascade.evaluate(vertex.policy, part, prices)
     return Rule(tiers, part, vertex.policy, vertex.policy, 0.0, value.quality, value.visits, value.answers)
-
-
-def _mixed(tiers: tuple[int, ...], part: Outcomes, prices: Array, mixture: Mixture) -> Rule:
-    low, high = (cascade.evaluate(v.policy, part, prices) for v in (mixture.low, mixture.high))
-    value: PolicyValue = low.mixed(high, mixture.gamma)
-    return Rule(
-        tiers, part, mixture.low.policy, mixture.high.policy, mixture.gamma, value.quality, value.visits, value.answers
-    )
 
 
 def quality_floor(problem: Problem) -> float | None:

@@ -7,8 +7,8 @@ found                                      anew when these change
 =========================================  ==================================================================
 requests, services of replicas             lengths, models and their drafts, accelerator, engine, kind of arrivals
 what a replica bears                       the SLOs, a fixed draft length
-stop rules                                 prices of visits beyond a common factor, the quality floor
-plans                                      always: rate, GPUs, prices, drafts used, objective
+stop rules                                 prices of visits beyond a common factor
+plans                                      always: rate, GPUs, prices, drafts used, objective with its quality floor
 =========================================  ==================================================================
 
 The answer is that of :func:`planner.simulate.analytic_candidate`, what ``tierwise simulate`` runs: the best of the
@@ -37,13 +37,14 @@ from .crossover import crossover
 from .frontier import hull, lambda_of
 from .plan import check_plannable, frontier_rows, shadow_price
 from .scenario import DraftChoice, Objective, Scenario, Slo, TierChoice
-from .search import Candidate, Rule, Search, best_of, quality_floor, single
+from .search import Candidate, Frontiers, Rule, Search, best_of, quality_floor, single
 from .service import Load, Service, with_length
 from .simulate import HEADROOM
 from .space import Space, allowed, capacities, must_draft, nothing, of_degree
 
 KEPT = 8  # sets of services remembered [-]
 SLOS_KEPT = 64  # objectives under which their capacities are remembered [-]
+FRONTIERS_KEPT = 1024  # frontiers of stop rules remembered, each of a set of tiers and the prices of a visit [-]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +77,7 @@ class _Base:
     services: dict[tuple[int, int, int], list[Service | str]] = field(default_factory=dict)  # by tier, pool, tp
     fixed: dict[tuple[int, int], Service] = field(default_factory=dict)  # by service and draft length
     bears: dict[Slo, dict[int, float]] = field(default_factory=dict)  # by service [requests/s]
-    rules: dict[tuple[object, ...], list[Rule]] = field(default_factory=dict)
+    frontiers: Frontiers = field(default_factory=dict)
     crossings: dict[int, dict[str, Any] | None] = field(default_factory=dict)  # by service
 
 
@@ -108,8 +109,10 @@ class Planner:
             problem = _at(base.problem, scenario)
             space = _space(base, problem)
             careful = replace(space, capacity=tuple(HEADROOM * c for c in space.capacity))
-            search = Search(problem, careful, quality_floor(problem))
-            candidates = [c for front in _fronts(base, search) for c in search.carried(front)]
+            if len(base.frontiers) >= FRONTIERS_KEPT:
+                base.frontiers.clear()
+            search = Search(problem, careful, quality_floor(problem), base.frontiers)
+            candidates = [c for front in _fronts(search) for c in search.carried(front)]
             chosen = search.settle(best_of(search, candidates)[0])
             top = search.allocate(single(problem, len(problem.models) - 1))
             return Answer(
@@ -295,15 +298,10 @@ def _bears(base: _Base, services: list[Service], slo: Slo) -> dict[int, float]:
     return known
 
 
-def _fronts(base: _Base, search: Search) -> list[list[Rule]]:
-    """Return the stop rules of each set of tiers: the prices of visits change them but for a common factor."""
-    fronts = []
+def _fronts(search: Search) -> list[list[Rule]]:
+    """Return the stop rules of each set of tiers: a common factor of the prices of visits changes none of them."""
+    found = []
     for tiers in search.subsets():
         prices = search.prices(tiers)
-        at = (tiers, search.floor, tuple(np.round(prices / prices[0], 12).tolist()))
-        if at not in base.rules:
-            if len(base.rules) >= 16 * SLOS_KEPT:
-                base.rules.clear()
-            base.rules[at] = list(search.rules(tiers, prices))
-        fronts.append(base.rules[at])
-    return fronts
+        found.append(list(search.rules(tiers, np.round(prices / prices[0], 12))))
+    return found

@@ -161,7 +161,7 @@ def test_three_moves_change_numbers_and_figures_the_right_way(opened: Callable[.
 
 def test_a_slider_moves_its_field(opened: Callable[..., Page]) -> None:
     page = opened()
-    slider = page.locator('.tw-slider[aria-label="traffic.rate"]')
+    slider = page.locator('.tw-slider[aria-label^="traffic.rate,"]')
     size, before = slider.bounding_box(), card(page, "ttft")
     assert size is not None
     after(page, lambda: slider.click(position={"x": 0.4 * size["width"], "y": size["height"] / 2}))
@@ -245,11 +245,11 @@ def test_wrong_input_is_marked_at_its_field_as_the_command_line_says_it(
     cost = card(page, "cost")
     type_in(page, path, value)
     page.wait_for_selector(f".tw-error:text-is({json.dumps(str(said.value))})")
-    assert page.locator(f'.q-field--error:has(input[aria-label="{path}"])').count() == 1
-    assert page.locator(".q-field--error").count() == 1
+    assert page.locator(f'.tw-bad:has(input[aria-label="{path}"])').count() == 1
+    assert page.locator(".tw-bad").count() == 1
     assert card(page, "cost") == cost
     after(page, lambda: type_in(page, path, "6"))
-    assert page.locator(".q-field--error").count() == 0
+    assert page.locator(".tw-bad").count() == 0
     assert page.locator(".tw-error:visible").count() == 0
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import math
 from dataclasses import replace
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,7 @@ CHARTS = {
     "stops": "Where requests stop",
 }
 STYLE = Path(__file__).with_name("whatif.css")
+VALUE = "event => emit(event.target.value)"
 
 
 def register(planner: Planner, start: State, trusted: bool) -> None:
@@ -83,8 +87,7 @@ class Page:
         self.good = start  # the last state that was answered
         self.feasible = True  # whether that has a plan
         self.count = 1  # answers so far
-        self.errors: dict[str, Any] = {}  # label of each field for what is wrong with it
-        self.inputs: dict[str, Any] = {}
+        self.fields: dict[str, tuple[ui.element, ui.label]] = {}  # each with the place for what is wrong with it
         self.scenario: Scenario
 
     # --- layout ------------------------------------------------------------------------------------------------------
@@ -113,9 +116,9 @@ class Page:
         self.watch = ui.timer(POLL_S, self._poll, active=False)
 
     def _build(self) -> None:
-        css = STYLE.read_text(encoding="utf-8")
+        css, script = (STYLE.with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
         light, dark = (" ".join(f"{k}:{v};" for k, v in variables(p).items()) for p in (LIGHT, DARK))
-        ui.add_head_html(f"<style>:root{{{light}}} .body--dark{{{dark}}} {css}</style>")
+        ui.add_head_html(f"<style>:root{{{light}}} .body--dark{{{dark}}} {css}</style><script>{script}</script>")
         self.dark = ui.dark_mode(None)
         with ui.element("div").classes("tw-page"):
             self._header()
@@ -160,11 +163,11 @@ class Page:
                 self.cards = {key: _card(key, label) for key, label in CARDS.items()}
             with ui.element("section").classes("tw-box tw-plan"):
                 self.plan = ui.html("", sanitize=False)
-                self.binds = ui.label("").classes("tw-binds")
+                self.binds = ui.html("", sanitize=False).classes("tw-binds")
             with ui.element("section").classes("tw-charts"):
                 self.shown = {name: options(chart) for name, chart in self._data().items()}
                 self.charts = {name: self._chart(name, title, self.shown.get(name)) for name, title in CHARTS.items()}
-        self.note = ui.label("").classes("tw-note")
+        self.note = ui.html("", sanitize=False).classes("tw-note")
         ui.label("1").classes("tw-hidden tw-count")
 
     def _chart(self, name: str, title: str, drawn: dict[str, Any] | None) -> ui.echart:
@@ -183,7 +186,7 @@ class Page:
 
     def _controls(self) -> None:
         self.side.clear()
-        self.errors, self.inputs = {}, {}
+        self.fields = {}
         group = None
         with self.side:
             self._objective()
@@ -230,48 +233,44 @@ class Page:
         self._controls()
 
     def _number(self, field: Field, even: bool = False) -> None:
-        with ui.element("div").classes("tw-field"):
+        """Build a number and its slider, both of plain HTML: what is in them is the browser's, no layout anew a key."""
+        with ui.element("div").classes("tw-field") as box:
             ui.label(field.label).classes("tw-label")
-            entry = ui.input(value=field.value).props(
-                f'dense outlined hide-bottom-space no-error-icon aria-label="{field.path}"'
-            )
+            entry = _entry(field.value, "text", {"aria-label": field.path, "inputmode": "decimal"})
             entry.classes("tw-entry").mark(field.path)
             ui.label(field.unit).classes("tw-unit")
-        slide = ui.slider(min=0, max=STEPS, step=1, value=_position(field, field.value, even)).classes("tw-slider")
-        slide.props(f'aria-label="{field.path}"')
-        self.errors[field.path] = ui.label("").classes("tw-error")
-        self.inputs[field.path] = entry
+        ends = {"min": 0, "max": STEPS, "step": 1}
+        slide = _entry(_position(field, field.value, even), "range", ends | {"aria-label": f"{field.path}, slider"})
+        slide.classes("tw-slider")
+        self.fields[field.path] = box, _error()
         applied = [field.value]
 
-        def typed() -> None:
-            value = str(entry.value).strip()
-            if value == applied[0]:
-                return
-            applied[0] = value
-            slide.set_value(_position(field, value, even))
-            self._changed(field, value)
+        def typed(event: events.GenericEventArguments) -> None:
+            value = str(event.args).strip()
+            if value != applied[0]:  # a key sends its value twice, pressed and when the field is left
+                applied[0] = value
+                ui.run_javascript(f"getHtmlElement({slide.id}).value = {_position(field, value, even)}")
+                self._changed(field, value)
 
         def slid(event: events.GenericEventArguments) -> None:
             value = _at(field, float(event.args), even)
-            if value != applied[0]:  # a key sends its position twice, pressed and released
+            if value != applied[0]:
                 applied[0] = value
-                entry.set_value(value)
+                ui.run_javascript(f"getHtmlElement({entry.id}).value = {json.dumps(value)}")
                 self._changed(field, value)
 
-        entry.on("blur", typed)
-        entry.on("keydown.enter", typed)
-        slide.on("update:model-value", slid, throttle=THROTTLE_S)
+        entry.on("change", typed, js_handler=VALUE)
+        slide.on("input", slid, throttle=THROTTLE_S, js_handler=VALUE)
 
     def _choice(self, field: Field) -> None:
-        with ui.element("div").classes("tw-field"):
+        with ui.element("div").classes("tw-field") as box:
             ui.label(field.label).classes("tw-label")
             names = dict(field.choices)
             known = field.value if field.value in names else None
             chosen = ui.select(names, value=known, on_change=lambda e: self._changed(field, str(e.value)))
             chosen.props(f'dense outlined options-dense hide-bottom-space aria-label="{field.path}"').mark(field.path)
             chosen.classes("tw-wide")
-        self.errors[field.path] = ui.label("").classes("tw-error")
-        self.inputs[field.path] = chosen
+        self.fields[field.path] = box, _error()
 
     # --- moves -------------------------------------------------------------------------------------------------------
 
@@ -315,7 +314,8 @@ class Page:
                 )
             finally:
                 self.working = False
-            ui.timer(CALM_S, self._after, once=True)
+            await asyncio.sleep(CALM_S)
+            await self._after()
 
     async def _answered(self, state: State, scenario: Scenario, origin: str | None) -> None:
         try:
@@ -353,59 +353,64 @@ class Page:
     def _data(self) -> dict[str, Chart | Stack]:
         return dict(charts(self.answer, self.confidence, self.simulated)) if self.answer else {}
 
-    def _draw(self) -> None:
-        """Write and draw what has changed, all at once: the browser lays the page out a single time."""
-        self._write()
-        changed = {}
-        for name, chart in self._data().items():
-            drawn = options(chart)
-            if drawn != self.shown.get(name):
-                self.shown[name] = drawn
-                element = self.charts[name]
-                with element.props.suspend_updates():  # what it sends by itself is merged into what was drawn before
-                    element.options.clear()
-                    element.options.update(drawn)
-                changed[element.id] = drawn
-        if changed:
-            ui.run_javascript(
-                f"for (const [id, drawn] of Object.entries({json.dumps(changed)})) "
-                "getElement(+id).chart.setOption(drawn, true)"
-            )
+    def _texts(self) -> dict[ui.html, str]:
+        """Return what is to be read, by where it stands."""
+        if self.answer is None:
+            return {}
+        cards = figures(self.answer, self.confidence, self.simulated)
+        texts = {at: text for key, card in cards.items() for at, text in zip(self.cards[key], card, strict=True)}
+        about = {self.plan: plan_table, self.binds: binding, self.note: provenance}
+        return texts | {at: said(self.answer) for at, said in about.items()}
 
-    def _write(self) -> None:
-        if self.answer is not None:
-            for key, (value, below) in figures(self.answer, self.confidence, self.simulated).items():
-                self.cards[key][0].set_text(value)
-                self.cards[key][1].set_content(below)
-            self.plan.set_content(plan_table(self.answer))
-            self.binds.set_text(binding(self.answer))
-            self.note.set_text(provenance(self.answer))
+    def _write(self) -> dict[int, str]:
+        """Take in what is to be read; return what of it has changed, by number of element."""
+        changed = {at: text for at, text in self._texts().items() if at.content != text}
+        for at, text in changed.items():
+            at.set_content(text)
+        return {at.id: text for at, text in changed.items()}
+
+    def _draw(self) -> None:
+        """Write and draw what has changed, in one script: each word of the framework's own lays the page out anew."""
+        with contextlib.ExitStack() as silent:
+            for element in (*self._texts(), *self.charts.values()):
+                silent.enter_context(element.props.suspend_updates())
+            texts, drawn = self._write(), {}
+            for name, chart in self._data().items():
+                wanted, element = options(chart), self.charts[name]
+                if wanted != self.shown.get(name):
+                    self.shown[name] = drawn[element.id] = wanted
+                    element.options.clear()
+                    element.options.update(wanted)
+        if texts or drawn:
+            ui.run_javascript(f"tierwise.show({json.dumps(texts)}, {json.dumps(drawn)})")
 
     def _counted(self) -> None:
         """Note in the browser, after all that was drawn, how many answers there were and the way back to this one."""
         self.count += 1
         address = json.dumps("?" + self.state.query())
-        ui.run_javascript(
-            f"document.querySelector('.tw-count').textContent = {self.count}; history.replaceState(null, '', {address})"
-        )
+        ui.run_javascript(f"tierwise.answered({self.count}, {address})")
 
     def _say(self, text: str, kind: str) -> None:
-        self.banner.set_text(("No plan keeps these constraints: " if text and kind == "infeasible" else "") + text)
+        said = ("No plan keeps these constraints: " if text and kind == "infeasible" else "") + text
+        if self.banner.text == said:
+            return
+        self.banner.set_text(said)
         self.banner.classes(replace=f"tw-banner tw-{kind}" if text else "tw-banner")
         stale = "tw-stale" if text and kind == "infeasible" else ""
         self.figures.classes(add=stale, remove="" if stale else "tw-stale")
 
     def _mark(self, message: str, origin: str | None) -> None:
         """Show what is wrong at the field it is about."""
-        at = origin if not message else field_of(message, list(self.errors)) or origin
+        at = origin if not message else field_of(message, list(self.fields)) or origin
         if origin is not None and origin.startswith("tiers.") and message:
             at = origin
-        if at not in self.errors:
+        if at not in self.fields:
             self._say(message, "wrong")
             return
-        self.errors[at].set_text(message)
-        entry = self.inputs[at]
-        entry.props("error" if message else "error=false")
+        box, error = self.fields[at]
+        if error.text != message:
+            error.set_text(message)
+            box.classes(add="tw-bad") if message else box.classes(remove="tw-bad")
 
     # --- scenarios ---------------------------------------------------------------------------------------------------
 
@@ -557,11 +562,22 @@ CARDS = {
 }
 
 
-def _card(key: str, label: str) -> tuple[ui.label, ui.html]:
+def _card(key: str, label: str) -> tuple[ui.html, ui.html]:
     with ui.element("div").classes(f"tw-card tw-card-{key}"):
         ui.label(label).classes("tw-card-label")
-        value = ui.label("").classes("tw-card-value").mark(f"card-{key}")
+        value = ui.html("", sanitize=False).classes("tw-card-value").mark(f"card-{key}")
         return value, ui.html("", sanitize=False).classes("tw-card-below")
+
+
+def _entry(value: object, kind: str, attributes: dict[str, Any]) -> ui.element:
+    """Return an input of plain HTML; ``^value`` is what it starts with, the framework never writes it again."""
+    found = ui.element("input")
+    found.props.update(attributes | {"^value": value, "type": kind, "autocomplete": "off", "spellcheck": "false"})
+    return found
+
+
+def _error() -> ui.label:
+    return ui.label("").classes("tw-error").props("role=alert")
 
 
 def figures(
@@ -641,8 +657,6 @@ def _time(seconds: float) -> str:
 
 def plan_table(answer: Answer) -> str:
     """Return the tiers of the plan as a table of HTML; names are escaped."""
-    from html import escape
-
     rows = []
     used = dict(zip((g.tier for g in answer.chosen.groups), answer.search.used(answer.chosen), strict=True))
     for i, t in enumerate(explain.tiers(answer.problem, answer.space, answer.chosen)):
@@ -682,16 +696,16 @@ def plan_table(answer: Answer) -> str:
 
 
 def binding(answer: Answer) -> str:
-    """Return what binds, in a sentence."""
+    """Return what binds, in a sentence of HTML."""
     b = answer.binding
-    return (
+    return escape(
         f"What binds: the replicas of {b['tier']} are the fullest, {b['used']:.0%} of what they bear by the analytic "
         f"model (plans leave 10 %); {b['constraint']} would break first."
     )
 
 
 def provenance(answer: Answer) -> str:
-    """Return where the numbers are from."""
+    """Return where the numbers are from, in HTML."""
     p = answer.problem
     profiles = ", ".join(dict.fromkeys(pool.profile.name for pool in p.pools))
     steps = ", ".join(dict.fromkeys(pool.profile.provenance for pool in p.pools))
@@ -700,7 +714,7 @@ def provenance(answer: Answer) -> str:
         said.append(f"{p.left_out:.1%} of requests have more than {p.max_tokens} tokens and are left out.")
     if p.scenario.quality is not None and len(answer.chosen.groups) > 1:
         said.append(f"Stop signal: {p.scenario.quality.signal.source}.")
-    return " ".join(said)
+    return escape(" ".join(said))
 
 
 def _position(field: Field, value: str, even: bool) -> float:

@@ -77,8 +77,8 @@ def moves(page: Any, count: int) -> dict[str, list[float]]:
     """Return the times of the moves of each control, down and up again [ms]."""
     found: dict[str, list[float]] = {}
     for name, path in SLIDERS.items():
-        page.locator(f'.tw-slider[aria-label="{path}"] [tabindex]').focus()
-        keys = ["PageDown"] * count + ["PageUp"] * count  # ten of the 120 steps each
+        page.locator(f'.tw-slider[aria-label^="{path},"]').focus()
+        keys = ["PageDown"] * count + ["PageUp"] * count  # a tenth of the 120 steps each
         found[name] = [timed(page, lambda key=key: page.keyboard.press(key)) for key in keys]
     for name, (path, values) in CHOICES.items():
         found[name] = [timed(page, lambda v=v, p=path: choose(page, p, v)) for v in values]
