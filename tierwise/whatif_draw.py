@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
-DIGITS = 3  # of a number in a tooltip [-]
 TINY = 1e-100  # below it a value is drawn as none [-]
 _TEXT = {"color": "var(--soft)", "fontSize": 11, "fontFamily": FONT}
 _NEVER = "never here"  # a part that is the rest of a bar, not something
@@ -36,7 +35,10 @@ def _chart_options(chart: Chart) -> dict[str, Any]:
     series = [_series(s, i, chart) for i, panel in enumerate(chart.panels) for s in panel.series if s.x]
     bars = [_interval(s, i) for i, panel in enumerate(chart.panels) for s in panel.series if s.low]
     marks = [_marks(chart, panel, i) for i, panel in enumerate(chart.panels) if chart.marks or panel.level is not None]
-    return _base() | {
+    along = not any(
+        s.shape in ("points", "ring") and s.role != "simulated" for panel in chart.panels for s in panel.series
+    )
+    return _base("axis" if along else "item") | {
         "legend": [_legend(panel, i, count) for i, panel in enumerate(chart.panels)],
         "grid": [_grid(i, count) for i in range(count)],
         "xAxis": [_axis(chart.x, i, name=i == count - 1) for i in range(count)],
@@ -46,13 +48,16 @@ def _chart_options(chart: Chart) -> dict[str, Any]:
     }
 
 
-def _base() -> dict[str, Any]:
+def _base(trigger: str = "item") -> dict[str, Any]:
+    """Return what all charts share; ``trigger`` axis: one box for all lines at an x, item: one for a point [-]."""
     return {
         "animation": False,
         "textStyle": _TEXT,
         "tooltip": {
-            "trigger": "item",
+            "trigger": trigger,
             "confine": True,
+            ":formatter": "tierwise.tip",
+            "axisPointer": {"lineStyle": {"color": "var(--soft)"}},
             "backgroundColor": "var(--paper)",
             "borderColor": "var(--line)",
             "textStyle": {"color": "var(--ink)", "fontSize": 12},
@@ -150,18 +155,15 @@ def ticks(least: float, most: float, wanted: int = 4) -> tuple[float, float, flo
 
 
 def _series(s: Series, i: int, chart: Chart) -> dict[str, Any]:
-    unit = (chart.x.unit, chart.panels[i].y.unit)
     notes = s.notes or ("",) * len(s.x)
-    data = [
-        {"value": [x, y], "name": _words(s.name, x, y, unit, note)} for x, y, note in zip(s.x, s.y, notes, strict=True)
-    ]
+    points = zip(s.x, s.y, notes, strict=True)
     drawn: dict[str, Any] = {
         "name": s.name,
         "type": "line" if s.shape in ("line", "dashed", "step") else "scatter",
         "xAxisIndex": i,
         "yAxisIndex": i,
-        "data": data,
-        "tooltip": {"formatter": "{b}"},
+        "data": [{"value": [x, y], "note": note} if note else [x, y] for x, y, note in points],
+        "dimensions": [chart.x.unit, chart.panels[i].y.unit],  # what a box over the chart calls the two
         "itemStyle": {"color": _css(s)},
         "emphasis": {"disabled": True},
         "z": 5 if s.role == "simulated" else 4 if s.shape == "ring" else 3,
@@ -170,10 +172,7 @@ def _series(s: Series, i: int, chart: Chart) -> dict[str, Any]:
         dash = {"type": "dashed" if s.shape == "dashed" else "solid", "width": 2, "color": _css(s)}
         return drawn | {
             "lineStyle": dash,
-            "showSymbol": True,
-            "symbol": "circle",
-            "symbolSize": 9,
-            "itemStyle": {"color": _css(s), "opacity": 0},
+            "showSymbol": False,
             "step": "end" if s.shape == "step" else False,
         }
     symbol = {"simulated": "rect", "other": "triangle"}.get(s.role, "circle")
@@ -267,11 +266,7 @@ def _stack_options(chart: Stack) -> dict[str, Any]:
                 "barMaxWidth": 26,
                 "itemStyle": {"color": colours[name], "borderColor": "var(--paper)", "borderWidth": 1},
                 "emphasis": {"disabled": True},
-                "tooltip": {"formatter": "{b}"},
-                "data": [
-                    {"value": v, "name": f"{of}: {name} {_number(v)} {chart.x.unit}"}
-                    for of, v in zip(chart.categories, values, strict=True)
-                ],
+                "data": [{"value": v, "note": chart.x.unit} for v in values],
             }
             for name, values in chart.parts
         ],
@@ -294,15 +289,6 @@ def _css(s: Series) -> str:
     return {"predicted": "var(--predicted)", "simulated": "var(--simulated)", "other": "var(--soft)"}.get(
         s.role, f"var(--tier-{s.role[-1]})"
     )
-
-
-def _words(name: str, x: float, y: float, units: tuple[str, str], note: str) -> str:
-    said = f"{name}<br>{_number(x)} {units[0]}<br>{_number(y, 4)} {units[1]}".replace(" -", "")
-    return f"{said}<br>{note}" if note else said
-
-
-def _number(value: float, digits: int = DIGITS) -> str:
-    return f"{value:.{digits}g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 # --- in files --------------------------------------------------------------------------------------------------------
