@@ -323,17 +323,21 @@ def _tail(c: _Configurations, rounds: _Rounds) -> _Tail:
 def _with_prompts(c: _Configurations, bare: Array) -> Array:
     r"""Return S, the root of :math:`S = T + t_2 r S + (t_1 - t_2)(1 - e^{-r S})`, by Newton's method [s].
 
+    With :math:`e = (t_1 - t_2) e^{-r S}` a step leads to :math:`(T + t_1 - t_2 - e (1 + r S)) / (1 - r t_2 - r e)`.
     Where :math:`r t_2 \ge 1` there is no steady round and what is returned is masked later.
     """
     room = np.where(c.rate * c.further < 1.0, 1.0 - c.rate * c.further, 1.0)
     extra = c.prefill - c.further
     if not extra.any():
         return np.asarray(bare / room)
+    whole, least = bare + extra, 1e-3 * bare
     time = (bare + np.maximum(extra, 0.0)) / room  # from above the root, whence Newton's steps do not overshoot 0
-    for _ in range(6):  # quadratic convergence
-        decay = np.exp(-c.rate * time)
-        time = time - (room * time - bare - extra * (1.0 - decay)) / (room - extra * c.rate * decay)
-        time = np.maximum(time, 1e-3 * bare)
+    for _ in range(6):
+        before, arrivals = time, c.rate * time
+        first = np.exp(-arrivals) * extra
+        time = np.maximum((whole - first * (1.0 + arrivals)) / (room - c.rate * first), least)
+        if np.all(np.abs(time - before) <= 1e-8 * time):  # convergence is quadratic: the digits double each time
+            break
     return np.asarray(time)
 
 

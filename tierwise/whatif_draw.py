@@ -56,6 +56,7 @@ def _base(trigger: str = "item") -> dict[str, Any]:
         "tooltip": {
             "trigger": trigger,
             "confine": True,
+            "appendTo": "body",
             ":formatter": "tierwise.tip",
             "axisPointer": {"lineStyle": {"color": "var(--soft)"}},
             "backgroundColor": "var(--paper)",
