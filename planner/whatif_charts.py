@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -30,7 +30,8 @@ from .whatif import Answer, Confidence
 Array = NDArray[np.float64]
 Role = Literal["predicted", "simulated", "other", "tier0", "tier1", "tier2", "tier3"]
 Shape = Literal["line", "dashed", "step", "points", "open", "ring"]  # open: points that are not filled; ring: one point
-LOADS = 32  # rates at which the curves against load are worked out [-]
+LOADS = 24  # rates at which the curves against load are worked out [-]
+CROWDED = 1.6  # power by which they crowd where the curves bend, towards the stability limit [-]
 FAINTEST = 0.08  # of the stability limit, where curves against load begin [-]
 FULLEST = 0.985  # of the stability limit, where they end [-]
 SIMULATED_AT = (0.4, 0.7, 0.9)  # of the greatest load within the SLOs, besides the load asked about [-]
@@ -173,9 +174,9 @@ def against_load(answer: Answer, confidence: Confidence | None, simulated: tuple
     """Return cost, times and the gain from drafts of the chosen replicas against the arrival rate of requests."""
     problem, chosen = answer.problem, answer.chosen
     limit, bears = rate_limits(answer)
-    rates = limit * np.linspace(FAINTEST, FULLEST, LOADS)
+    rates = limit * (FULLEST - (FULLEST - FAINTEST) * np.linspace(1.0, 0.0, LOADS) ** CROWDED)
     usd_per_s = price(problem, chosen.groups)
-    state = _states(answer, [g.service for g in chosen.groups], rates)
+    state = _states(answer, chosen.groups, [g.service for g in chosen.groups], rates)
     visits = _visits(answer)[:, None]
     e2e = (visits * state.e2e_s.reshape(-1, LOADS)).sum(axis=0)
     ttft = queueing.ttft_quantile(state, P99).reshape(-1, LOADS).max(axis=0)
@@ -219,9 +220,9 @@ def own_state(answer: Answer) -> Occupancy:
     return occupancy([g.service for g in groups], np.array([g.rate for g in groups]), answer.space.load)
 
 
-def _states(answer: Answer, services: list[Service], rates: Array) -> Occupancy:
-    """Return the states of a service of each tier of the plan at arrival rates of requests, tier by tier."""
-    per_replica = np.array([g.rate for g in answer.chosen.groups]) / answer.problem.rate
+def _states(answer: Answer, groups: Sequence[Group], services: list[Service], rates: Array) -> Occupancy:
+    """Return the states of services in the places of groups of the plan, at arrival rates of requests, one by one."""
+    per_replica = np.array([g.rate for g in groups]) / answer.problem.rate
     repeated = [s for s in services for _ in rates]
     return occupancy(repeated, (per_replica[:, None] * rates).ravel(), answer.space.load)
 
@@ -239,16 +240,15 @@ def _gains(answer: Answer, confidence: Confidence | None, rates: Array, e2e_s: A
     e2e_s : ndarray
         Mean time of a visit to each tier as planned, at each rate, tier by tier [s].
     """
-    groups = answer.chosen.groups
+    drafted = [i for i, g in enumerate(answer.chosen.groups) if g.service.draft is not None]
+    groups = [answer.chosen.groups[i] for i in drafted]
     fixed = [_fixed(answer, g) for g in groups]
     plain = [without_draft(answer.space, g) for g in groups]
     with np.errstate(invalid="ignore", divide="ignore"):
-        alone = _states(answer, plain, rates).e2e_s
-        gain, own = alone / _states(answer, fixed, rates).e2e_s, alone / e2e_s
+        states = _states(answer, groups * 2, [*plain, *fixed], rates).e2e_s.reshape(2, -1, LOADS)
+        gain, own = states[0] / states[1], states[0] / e2e_s.reshape(-1, LOADS)[drafted]
     series = []
-    for group, ratio, scheduled in zip(groups, gain.reshape(-1, LOADS), own.reshape(-1, LOADS), strict=True):
-        if group.service.draft is None:
-            continue
+    for group, ratio, scheduled in zip(groups, gain, own, strict=True):
         name, role = answer.problem.scenario.tiers[group.tier].name, _role(group.tier)
         series.append(_line(name, tuple(rates.tolist()), scheduled, role))
         series.append(_dashed("fixed length", tuple(rates.tolist()), ratio, role))

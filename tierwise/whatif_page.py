@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 from dataclasses import replace
@@ -87,6 +86,8 @@ class Page:
         self.good = start  # the last state that was answered
         self.feasible = True  # whether that has a plan
         self.count = 1  # answers so far
+        self.written: dict[int, str] = {}  # what is read in the browser, by number of element
+        self.drawn: dict[int, dict[str, Any]] = {}  # the same of the charts
         self.fields: dict[str, tuple[ui.element, ui.label]] = {}  # each with the place for what is wrong with it
         self.scenario: Scenario
 
@@ -165,12 +166,13 @@ class Page:
                 self.plan = ui.html("", sanitize=False)
                 self.binds = ui.html("", sanitize=False).classes("tw-binds")
             with ui.element("section").classes("tw-charts"):
-                self.shown = {name: options(chart) for name, chart in self._data().items()}
-                self.charts = {name: self._chart(name, title, self.shown.get(name)) for name, title in CHARTS.items()}
+                shown = {name: options(chart) for name, chart in self._data().items()}
+                self.charts = {name: self._chart(name, title, shown.get(name, {})) for name, title in CHARTS.items()}
+                self.drawn = {self.charts[name].id: chart for name, chart in shown.items()}
         self.note = ui.html("", sanitize=False).classes("tw-note")
         ui.label("1").classes("tw-hidden tw-count")
 
-    def _chart(self, name: str, title: str, drawn: dict[str, Any] | None) -> ui.echart:
+    def _chart(self, name: str, title: str, drawn: dict[str, Any]) -> ui.echart:
         with ui.element("div").classes(f"tw-box tw-chart tw-{name}"):
             with ui.element("div").classes("tw-title"):
                 ui.label(title)
@@ -180,7 +182,7 @@ class Page:
                 ):
                     ui.menu_item("SVG", partial(self._picture, name, "svg"))
                     ui.menu_item("PNG", partial(self._picture, name, "png"))
-            return ui.echart(drawn or {}, renderer="svg").classes("tw-canvas").mark(name)
+            return ui.echart(drawn, renderer="svg").classes("tw-canvas").mark(name)
 
     # --- controls ----------------------------------------------------------------------------------------------------
 
@@ -362,25 +364,19 @@ class Page:
         about = {self.plan: plan_table, self.binds: binding, self.note: provenance}
         return texts | {at: said(self.answer) for at, said in about.items()}
 
-    def _write(self) -> dict[int, str]:
-        """Take in what is to be read; return what of it has changed, by number of element."""
-        changed = {at: text for at, text in self._texts().items() if at.content != text}
-        for at, text in changed.items():
+    def _write(self) -> None:
+        """Write all that is to be read on a page that is not open yet."""
+        for at, text in self._texts().items():
             at.set_content(text)
-        return {at.id: text for at, text in changed.items()}
+            self.written[at.id] = text
 
     def _draw(self) -> None:
         """Write and draw what has changed, in one script: each word of the framework's own lays the page out anew."""
-        with contextlib.ExitStack() as silent:
-            for element in (*self._texts(), *self.charts.values()):
-                silent.enter_context(element.props.suspend_updates())
-            texts, drawn = self._write(), {}
-            for name, chart in self._data().items():
-                wanted, element = options(chart), self.charts[name]
-                if wanted != self.shown.get(name):
-                    self.shown[name] = drawn[element.id] = wanted
-                    element.options.clear()
-                    element.options.update(wanted)
+        texts = {at.id: text for at, text in self._texts().items() if self.written.get(at.id) != text}
+        drawn = {self.charts[name].id: options(chart) for name, chart in self._data().items()}
+        drawn = {at: chart for at, chart in drawn.items() if self.drawn.get(at) != chart}
+        self.written |= texts
+        self.drawn |= drawn
         if texts or drawn:
             ui.run_javascript(f"tierwise.show({json.dumps(texts)}, {json.dumps(drawn)})")
 
