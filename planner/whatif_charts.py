@@ -31,7 +31,6 @@ Array = NDArray[np.float64]
 Role = Literal["predicted", "simulated", "other", "tier0", "tier1", "tier2", "tier3"]
 Shape = Literal["line", "dashed", "step", "points", "open", "ring"]  # open: points that are not filled; ring: one point
 LOADS = 24  # rates at which the curves against load are worked out [-]
-CROWDED = 1.6  # power by which they crowd where the curves bend, towards the stability limit [-]
 FAINTEST = 0.08  # of the stability limit, where curves against load begin [-]
 FULLEST = 0.985  # of the stability limit, where they end [-]
 SIMULATED_AT = (0.4, 0.7, 0.9)  # of the greatest load within the SLOs, besides the load asked about [-]
@@ -174,7 +173,8 @@ def against_load(answer: Answer, confidence: Confidence | None, simulated: tuple
     """Return cost, times and the gain from drafts of the chosen replicas against the arrival rate of requests."""
     problem, chosen = answer.problem, answer.chosen
     limit, bears = rate_limits(answer)
-    rates = limit * (FULLEST - (FULLEST - FAINTEST) * np.linspace(1.0, 0.0, LOADS) ** CROWDED)
+    along = (1 - np.cos(np.linspace(0.0, np.pi, LOADS))) / 2  # crowds at both ends, where the curves bend
+    rates = limit * (FAINTEST + (FULLEST - FAINTEST) * along)
     usd_per_s = price(problem, chosen.groups)
     state = _states(answer, chosen.groups, [g.service for g in chosen.groups], rates)
     visits = _visits(answer)[:, None]
@@ -241,6 +241,8 @@ def _gains(answer: Answer, confidence: Confidence | None, rates: Array, e2e_s: A
         Mean time of a visit to each tier as planned, at each rate, tier by tier [s].
     """
     drafted = [i for i, g in enumerate(answer.chosen.groups) if g.service.draft is not None]
+    if not drafted:
+        return []
     groups = [answer.chosen.groups[i] for i in drafted]
     fixed = [_fixed(answer, g) for g in groups]
     plain = [without_draft(answer.space, g) for g in groups]

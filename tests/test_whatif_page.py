@@ -169,6 +169,31 @@ def test_a_slider_moves_its_field(opened: Callable[..., Page]) -> None:
     assert card(page, "ttft") != before
 
 
+@pytest.mark.parametrize(
+    ("name", "at", "said"),
+    [
+        ("load", (0.5, 0.5), ["requests/s", "cost of this plan: ", "USD per 1000 requests", "time to final answer: "]),
+        ("stops", (0.3, 0.35), ["answered here ", " %"]),
+    ],
+)
+def test_a_chart_says_what_is_pointed_at(
+    opened: Callable[..., Page], name: str, at: tuple[float, float], said: list[str]
+) -> None:
+    page = opened()
+    canvas = page.locator(f".tw-{name} .tw-canvas")
+    for round_ in range(2):  # as it came, and as a move has drawn it
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        assert box is not None
+        for step in (0, 2):
+            page.mouse.move(box["x"] + at[0] * box["width"] + step, box["y"] + at[1] * box["height"])
+        tip = page.locator("body > div:not(#app):visible").filter(has_text=said[0]).last
+        tip.wait_for()
+        assert all(words in tip.inner_text() for words in said)
+        if round_ == 0:
+            after(page, lambda: type_in(page, "traffic.rate", "9"))
+
+
 def test_the_overlay_of_a_simulation_and_a_page_that_stays_alive(opened: Callable[..., Page]) -> None:
     page = opened("?set=traffic.rate=6&set=traffic.requests=60000")
     button = page.locator(".tw-verify")

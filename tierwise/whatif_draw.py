@@ -35,9 +35,8 @@ def _chart_options(chart: Chart) -> dict[str, Any]:
     series = [_series(s, i, chart) for i, panel in enumerate(chart.panels) for s in panel.series if s.x]
     bars = [_interval(s, i) for i, panel in enumerate(chart.panels) for s in panel.series if s.low]
     marks = [_marks(chart, panel, i) for i, panel in enumerate(chart.panels) if chart.marks or panel.level is not None]
-    along = not any(
-        s.shape in ("points", "ring") and s.role != "simulated" for panel in chart.panels for s in panel.series
-    )
+    first = chart.panels[0].series[:1]
+    along = bool(first) and first[0].shape == "line"
     return _base("axis" if along else "item") | {
         "legend": [_legend(panel, i, count) for i, panel in enumerate(chart.panels)],
         "grid": [_grid(i, count) for i in range(count)],
@@ -173,7 +172,10 @@ def _series(s: Series, i: int, chart: Chart) -> dict[str, Any]:
         dash = {"type": "dashed" if s.shape == "dashed" else "solid", "width": 2, "color": _css(s)}
         return drawn | {
             "lineStyle": dash,
-            "showSymbol": False,
+            "showSymbol": s.shape == "step",  # few points, each the end of a step: pointed at one by one
+            "symbol": "circle",
+            "symbolSize": 9,
+            "itemStyle": {"color": _css(s), "opacity": 0},
             "step": "end" if s.shape == "step" else False,
         }
     symbol = {"simulated": "rect", "other": "triangle"}.get(s.role, "circle")
