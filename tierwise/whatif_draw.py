@@ -82,11 +82,11 @@ def _legend(panel: Panel, i: int, count: int) -> dict[str, Any]:
     row = (100.0 - 6.5) / count
     return {
         "top": f"{i * row}%" if count > 1 else 0,
-        "left": 54,
-        "right": 8,
-        "itemWidth": 16,
+        "left": 24,
+        "right": 4,
+        "itemWidth": 15,
         "itemHeight": 9,
-        "itemGap": 10,
+        "itemGap": 8,
         "selectedMode": False,
         "type": "scroll",
         "pageIconSize": 9,
