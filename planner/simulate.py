@@ -28,7 +28,7 @@ from .requests import Column, request_columns
 from .scenario import DeploymentChoice, Loading, Scenario, Slo, TierDeployment
 from .search import Candidate, Group, Rule, Search, best_of, price, quality_floor, single, subset
 from .service import Load, Service, build_service
-from .slices import fleet_slice, of_fleet
+from .slices import Slice, fleet_slice, of_fleet
 from .space import capacities, enumerate_space, occupancy
 from .timeline import Timeline, timeline
 
@@ -92,9 +92,14 @@ def simulate_candidate(problem: Problem, candidate: Candidate, seed: int) -> dic
 
     A fleet too large for the requests of the scenario is simulated in part, ``fleet_share`` of it (:mod:`.slices`).
     """
+    return simulate_slice(problem, candidate, seed)[0]
+
+
+def simulate_slice(problem: Problem, candidate: Candidate, seed: int) -> tuple[dict[str, Any], Slice, ClusterRecords]:
+    """Return :func:`simulate_candidate`, the part of the fleet that was run, and its requests."""
     part = fleet_slice(problem, candidate, seed)
-    found = figures(part.problem, part.candidate, run(part.problem, part.candidate, seed))
-    return published(of_fleet(found, part, candidate))
+    records = run(part.problem, part.candidate, seed)
+    return published(of_fleet(figures(part.problem, part.candidate, records), part, candidate)), part, records
 
 
 def simulated_plan(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:

@@ -30,15 +30,15 @@ from theory.errors import InfeasibleError
 from theory.queueing import ttft_quantile
 
 from .build import Problem, redrawn
-from .figures import figures, in_order, measured, published, times_of
+from .figures import in_order, measured, times_of
 from .frontier import worth_allocating
 from .replications import seeds
 from .scenario import Slo
 from .search import Candidate, Group, Rule, Search, best_of
 from .selection import SOURCE, Verdict, best, keeps, spent
 from .selection import Rule as Band
-from .simulate import measured_capacity, missed, run, simulated_capacity
-from .slices import fleet_slice, of_fleet
+from .simulate import measured_capacity, missed, run, simulate_slice, simulated_capacity
+from .slices import fleet_slice
 from .space import P99, occupancy
 from .storage import Ledger
 
@@ -337,11 +337,8 @@ def _label(search: Search, plan: Candidate) -> str:
 
 
 def _simulated(task: tuple[Problem, Candidate, int]) -> dict[str, Any]:
-    problem, plan, seed = task
-    part = fleet_slice(problem, plan, seed)
-    records = run(part.problem, part.candidate, seed)
-    found = of_fleet(figures(part.problem, part.candidate, records), part, plan)
-    return {"figures": published(found), "batches": batches(part.problem, part.candidate, records)}
+    found, part, records = simulate_slice(*task)
+    return {"figures": found, "batches": batches(part.problem, part.candidate, records)}
 
 
 def batches(problem: Problem, plan: Candidate, records: ClusterRecords) -> dict[str, list[float]]:
@@ -393,7 +390,7 @@ def _found(
     known: tuple[list[tuple[Candidate, str]], list[Candidate], int],
     asked: Asked,
 ) -> Verified:
-    refuted, built, simulatedervices = known
+    refuted, built, services = known
     scenario = asked.problem.scenario
     sure = "open" not in chosen.verdicts(scenario.slo).values()
     rest = [(c, _no_better(chosen.plan, c)) for c in _others(search, [t.plan for t in tests], built)]
@@ -416,10 +413,10 @@ def _found(
         "observations": f"means of {BATCHES} equal parts of each run past its warm-up",
         "capacity_margin": HOPE,
         "plans_tested": len(tests),
-        "services_measured": simulatedervices,
+        "services_measured": services,
         "requests_simulated": sum(t.requests for t in tests),
     }
-    simulations = simulatedervices + sum(len(t.runs) for t in tests)
+    simulations = services + sum(len(t.runs) for t in tests)
     return Verified(chosen.plan, chosen.runs[0]["figures"], built, rows, selection, simulations)
 
 

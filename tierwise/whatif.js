@@ -3,10 +3,14 @@ window.tierwise = {
   // Write texts and draw charts, by number of element. Parts that need no layout of their own are kept.
   show(texts, drawn) {
     for (const [id, text] of Object.entries(texts)) getHtmlElement(id).innerHTML = text;
-    for (const [id, options] of Object.entries(drawn)) {
-      options.tooltip.formatter = tierwise.tip;
-      getElement(+id).chart.setOption(options, {replaceMerge: ["series", "xAxis", "yAxis", "grid", "legend"]});
-    }
+    for (const [id, options] of Object.entries(drawn)) tierwise.draw(id, options);
+  },
+
+  draw(id, options) {
+    const chart = getElement(+id)?.chart;
+    if (!chart) return setTimeout(() => tierwise.draw(id, options), 20);  // the page is still being built
+    options.tooltip.formatter = tierwise.tip;
+    chart.setOption(options, {replaceMerge: ["series", "xAxis", "yAxis", "grid", "legend"]});
   },
 
   // Note how many answers there were, and the address that leads back to this one.
@@ -21,9 +25,12 @@ window.tierwise = {
     const named = (value, unit, digits = 3) => `${number(value, digits)} ${unit === "-" ? "" : unit}`.trim();
     const plain = (text) => text.replace(/[&<>]/g, (sign) => ({"&": "&amp;", "<": "&lt;", ">": "&gt;"})[sign]);
     if (Array.isArray(at)) {
-      const lines = at.map((p) => `${plain(p.seriesName)}: ${named(p.value[1], p.dimensionNames[1], 4)}`);
-      return [named(at[0].value[0], at[0].dimensionNames[0]), ...lines].join("<br>");
+      const there = at.filter((p) => p.value?.length === 2);  // a line may go while it is pointed at
+      if (!there.length) return "";
+      const lines = there.map((p) => `${plain(p.seriesName)}: ${named(p.value[1], p.dimensionNames[1], 4)}`);
+      return [named(there[0].value[0], there[0].dimensionNames[0]), ...lines].join("<br>");
     }
+    if (at.value === undefined) return "";
     if (at.seriesType === "bar") return `${plain(at.name)}: ${plain(at.seriesName)} ${named(at.value, at.data.note)}`;
     const [x, y] = at.dimensionNames;
     const said = [plain(at.seriesName), named(at.value[0], x), named(at.value[1], y, 4)];

@@ -201,6 +201,7 @@ def _interval(s: Series, i: int) -> dict[str, Any]:
         "connectNulls": False,
         "symbol": "none",
         "silent": True,
+        "tooltip": {"show": False},
         "lineStyle": {"color": _css(s), "width": 2},
         "z": 4,
     }
@@ -223,6 +224,7 @@ def _marks(chart: Chart, panel: Panel, i: int) -> dict[str, Any]:
         "xAxisIndex": i,
         "yAxisIndex": i,
         "data": [],
+        "tooltip": {"show": False},
         "markLine": {
             "symbol": "none",
             "silent": True,
