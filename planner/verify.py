@@ -43,7 +43,7 @@ from .space import P99, occupancy
 from .storage import Ledger
 
 CAPACITY_REQUESTS = 6000  # of the scenario, simulated at each rate to find what a replica bears [-]
-HOPE = 1.05  # over analytic capacity; the most of 47 services is 1.027 (studies/capacity_without_simulation) [-]
+HOPE = 1.05  # over analytic capacity, more than any service reached in studies/capacity_without_simulation [-]
 BATCHES = metrics.BATCHES  # observations a run gives: means of as many equal parts of its requests [-]
 LATE = 0.01  # share of visits that may exceed the TTFT of `slo.ttft_p99_s`, by what a 99th percentile is [-]
 LATE_TOLERANCE = 0.005  # of it, that makes no difference: a 98.5th percentile, or a load one or two percent lower [-]

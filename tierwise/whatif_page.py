@@ -168,7 +168,7 @@ class Page:
             with ui.element("section").classes("tw-charts"):
                 shown = {name: options(chart) for name, chart in self._data().items()}
                 self.charts = {name: self._chart(name, title, shown.get(name, {})) for name, title in CHARTS.items()}
-                self.drawn = {self.charts[name].id: chart for name, chart in shown.items()}
+                self.drawn |= {self.charts[name].id: chart for name, chart in shown.items()}
         self.note = ui.html("", sanitize=False).classes("tw-note")
         ui.label("1").classes("tw-hidden tw-count")
 
@@ -249,14 +249,14 @@ class Page:
 
         def typed(event: events.GenericEventArguments) -> None:
             value = str(event.args).strip()
-            if value != applied[0]:  # a key sends its value twice, pressed and when the field is left
+            if value != applied[0]:  # a blank more or less is no move
                 applied[0] = value
                 ui.run_javascript(f"getHtmlElement({slide.id}).value = {_position(field, value, even)}")
                 self._changed(field, value)
 
         def slid(event: events.GenericEventArguments) -> None:
             value = _at(field, float(event.args), even)
-            if value != applied[0]:
+            if value != applied[0]:  # several positions may be one whole number
                 applied[0] = value
                 ui.run_javascript(f"getHtmlElement({entry.id}).value = {json.dumps(value)}")
                 self._changed(field, value)
